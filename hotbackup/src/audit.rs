@@ -1,0 +1,246 @@
+//! Behind the cut: has anything changed that nobody saw?
+//!
+//! Every inode's size and times are compared with what they were before its data was read last. All captured changes
+//! were over by then, so a difference means a change that no captured call made. A captured call on an inode that was
+//! not audited yet audits it first ([`crate::intercept::audit`]), so the sweep never takes its change for an unseen one.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, Statx, openat};
+
+use crate::beneath;
+use crate::conductor::{Engine, Trouble};
+use crate::copier::{Side, on_source};
+use crate::error::{Error, Op, Result};
+use crate::extents::{self, Stamp};
+use crate::intercept::{STAMP, audit, device, stamp};
+use crate::progress::Phase;
+use crate::registry::WATCH;
+use crate::tree::{Copy, Node, NodeId};
+
+/// How often the sources are swept for inodes that captured calls moved away meanwhile.
+const SWEEPS: u32 = 20;
+/// A file changed unseen in so many cuts is taken for one that cannot be captured.
+const PATIENCE: u32 = 6;
+
+impl Engine<'_> {
+    /// Audits every inode of the backup. Returns those that were changed unseen.
+    pub(crate) fn audit_all(&mut self) -> Result<Vec<NodeId>> {
+        self.enter(Phase::Audit);
+        let live = self.live_nodes()?;
+        let generation = WATCH.generation.load(Ordering::SeqCst);
+        for index in 0..self.pairs.len() {
+            self.audit_root(index).map_err(|t| self.explain(t))?;
+        }
+        for &id in &live {
+            self.audit_entries(id).map_err(|t| self.explain(t))?;
+        }
+        let is_left = |node: &Node| node.marks.audited(generation).is_none();
+        let mut left = live.iter().filter(|&&id| is_left(self.tree.node(id))).count();
+        // What a captured rename of its directory has moved meanwhile is looked for where everything is now.
+        for _ in 0..SWEEPS {
+            if left == 0 {
+                break;
+            }
+            self.check().map_err(|t| self.explain(t))?;
+            self.sweep().map_err(|t| self.explain(t))?;
+            left = live.iter().filter(|&&id| is_left(self.tree.node(id))).count();
+        }
+        let mut unseen = self.suspect_writers()?;
+        // What is gone without a captured call having taken it was taken unseen. What the listings name and could not
+        // be found was so too.
+        unseen.extend(live.iter().filter(|&&id| {
+            let node = self.tree.node(id);
+            node.copy != Copy::Done || node.missing || node.marks.audited(generation) != Some(false)
+        }));
+        Ok(unseen)
+    }
+
+    /// All nodes that can be reached from the roots, each once. A directory reached twice is an error.
+    pub(crate) fn live_nodes(&self) -> Result<Vec<NodeId>> {
+        let mut seen = vec![false; self.tree.len()];
+        let mut live: Vec<NodeId> = self.pairs.iter().map(|pair| pair.root_node).collect();
+        for &root in &live {
+            seen[root as usize] = true;
+        }
+        let mut next = 0;
+        while let Some(&id) = live.get(next) {
+            next += 1;
+            if !self.tree.node(id).is_directory() {
+                continue;
+            }
+            for index in 0..self.tree.entries(id) {
+                let (child, name) = self.tree.entry(id, index);
+                let node = self.tree.node(child);
+                if node.excluded {
+                    continue;
+                }
+                if !std::mem::replace(&mut seen[child as usize], true) {
+                    live.push(child);
+                } else if node.is_directory() {
+                    let name = String::from_utf8_lossy(self.tree.text(name)).into_owned();
+                    return Err(Error::DirectoryTwice {
+                        first: self.path_of(child, Side::Source),
+                        second: self.path_of(id, Side::Source).join(name),
+                    });
+                }
+            }
+        }
+        Ok(live)
+    }
+
+    fn audit_root(&mut self, index: usize) -> Result<(), Trouble> {
+        let id = self.pairs[index].root_node;
+        match self.stamp_now(id) {
+            Ok(now) => audit(self.tree.node(id).marks, now),
+            Err(Trouble::Vanished) => {}
+            Err(trouble) => return Err(trouble),
+        }
+        Ok(())
+    }
+
+    /// Audits what a directory held at the cut, as far as it is still there.
+    fn audit_entries(&mut self, directory: NodeId) -> Result<(), Trouble> {
+        if self.tree.entries(directory) == 0 {
+            return Ok(());
+        }
+        let opened = match self.open_place(directory, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Trouble::Vanished) => return Ok(()),
+            opened => opened?,
+        };
+        let generation = WATCH.generation.load(Ordering::SeqCst);
+        for index in 0..self.tree.entries(directory) {
+            let (id, name) = self.tree.entry(directory, index);
+            let node = self.tree.node(id);
+            if node.excluded || node.marks.audited(generation).is_some() {
+                continue;
+            }
+            let name = self.tree.name(name);
+            let failed = |errno| Trouble::Fault(id, on_source(Op::Examine)(errno));
+            // An inode with its number and its times is the same one; of another one with its number the handle tells.
+            let found = match beneath::look(opened.as_fd(), name.as_c_str(), STAMP) {
+                Ok(found) if self.is_unchanged(id, &found) => Ok((found, node.handle)),
+                Ok(_) => beneath::examine(opened.as_fd(), name.as_c_str(), STAMP),
+                Err(errno) => Err(errno),
+            };
+            match found {
+                Err(errno) if beneath::is_vanished(errno) => {}
+                found => {
+                    let (found, handle) = found.map_err(failed)?;
+                    if node.marks.is(device(&found), found.stx_ino) && node.handle == handle {
+                        audit(node.marks, stamp(&found));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_unchanged(&self, id: NodeId, found: &Statx) -> bool {
+        let marks = self.tree.node(id).marks;
+        marks.is(device(found), found.stx_ino) && marks.stamp() == stamp(found)
+    }
+
+    /// Walks the sources as they are now, and audits what has not been yet.
+    fn sweep(&mut self) -> Result<(), Trouble> {
+        let generation = WATCH.generation.load(Ordering::SeqCst);
+        let mut directories = Vec::new();
+        for index in 0..self.pairs.len() {
+            let root = self.open_place(self.pairs[index].root_node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            directories.push((Arc::new(root), c".".to_owned()));
+        }
+        // Of a directory with many below it, one is open at a time.
+        while let Some((parent, name)) = directories.pop() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let Ok(directory) = openat(&*parent, &name, flags, Mode::empty()) else { continue };
+            let directory = Arc::new(directory);
+            let Ok(entries) = Dir::read_from(&*directory) else { continue };
+            for entry in entries.flatten().filter(|e| !matches!(e.file_name().to_bytes(), b"." | b"..")) {
+                let Ok((found, handle)) = beneath::examine(directory.as_fd(), entry.file_name(), STAMP)
+                else {
+                    continue;
+                };
+                if let Some(marks) = WATCH.find(device(&found), found.stx_ino)
+                    && self.tree.get(marks.node()).is_some_and(|node| node.handle == handle)
+                    && marks.audited(generation).is_none()
+                {
+                    audit(marks, stamp(&found));
+                }
+                if FileType::from_raw_mode(found.stx_mode.into()) == FileType::Directory {
+                    directories.push((Arc::clone(&directory), entry.file_name().to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Size and times of an inode now.
+    pub(crate) fn stamp_now(&mut self, id: NodeId) -> Result<Stamp, Trouble> {
+        let place = self.open_place(id, OFlags::PATH)?;
+        let (found, handle) = beneath::examine(place.as_fd(), c"", STAMP)
+            .map_err(|errno| Trouble::Fault(id, on_source(Op::Examine)(errno)))?;
+        let node = self.tree.node(id);
+        if !node.marks.is(device(&found), found.stx_ino) || node.handle != handle {
+            return Err(Trouble::Vanished);
+        }
+        Ok(stamp(&found))
+    }
+
+    /// Has the inodes that were changed unseen copied again; gives up on one that keeps changing.
+    pub(crate) fn distrust(&mut self, unseen: &[NodeId], attempts: u32) -> Result<String> {
+        let generation = WATCH.generation.load(Ordering::SeqCst);
+        let not_found = |&id: &NodeId| self.tree.node(id).marks.audited(generation).is_none();
+        // A call that hit another inode than it had found has audited the wrong one: the change may be its own. And what
+        // the sweeps did not find may have been moved from place to place before them.
+        if (WATCH.crossings.any() || unseen.iter().all(not_found)) && attempts < PATIENCE {
+            self.copy_again(unseen);
+            return Ok("names moved too fast while changes were looked for".into());
+        }
+        for &id in unseen {
+            let node = self.tree.node_mut(id);
+            if node.is_file() && node.copy == Copy::Done && !std::mem::replace(&mut node.suspect, true) {
+                self.suspects.push(id);
+            }
+            let path = self.path_of(id, Side::Source);
+            if !self.unseen.contains(&path) {
+                self.unseen.push(path);
+            }
+        }
+        self.copy_again(unseen);
+        let first: PathBuf = unseen.first().map(|&id| self.path_of(id, Side::Source)).unwrap_or_default();
+        let by = "calls that are not captured, in this process or another".to_owned();
+        if attempts >= PATIENCE {
+            return Err(Error::Unseen { path: first, by });
+        }
+        Ok(by)
+    }
+
+    fn copy_again(&mut self, unseen: &[NodeId]) {
+        for &id in unseen {
+            let node = self.tree.node_mut(id);
+            node.missing = false;
+            if node.is_file() && node.copy == Copy::Owed {
+                self.to_copy.push(id);
+                continue;
+            }
+            let flag = if node.is_directory() { extents::ENTRIES } else { extents::ATTRIBUTES };
+            node.marks.mark_flags(&WATCH.ledger, flag);
+            if node.is_file() {
+                node.marks.mark_all(&WATCH.ledger);
+            }
+        }
+    }
+
+    /// Asks the caller about names that were found while nobody could be asked.
+    pub(crate) fn ask_about_new(&mut self) -> Result<()> {
+        for (directory, name) in std::mem::take(&mut self.to_ask) {
+            if self.asks_to_leave_out(directory, &name).map_err(|t| self.explain(t))? {
+                self.tree.remove_entry(directory, &name);
+            }
+        }
+        Ok(())
+    }
+}

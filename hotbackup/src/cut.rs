@@ -1,0 +1,322 @@
+//! The cut: converge until little is left, close the gate, copy the rest, open it, and audit.
+//!
+//! Between closing and opening nothing is allocated from the host, nothing is logged, nobody is called, and no lock is
+//! taken: a thread that waits at the gate may hold any of them. A try that does not end in time is given up, by the
+//! engine or by the first waiter that passes the deadline, and the next one needs less to be left.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::conductor::{Engine, Trouble};
+use crate::converge::PER_FILE;
+use crate::copier::{self, Fault, Side};
+use crate::error::{Error, Result};
+use crate::extents;
+use crate::gate::State;
+use crate::progress::Phase;
+use crate::registry::{self, WATCH};
+use crate::session::Request;
+use crate::sys;
+use crate::tree::NodeId;
+
+/// What may be left to copy when the gate closes, at first.
+pub(crate) const LITTLE: u64 = 4 << 20;
+/// How long the gate is closed at most, unless `max_stall` is less.
+const FREEZE: Duration = Duration::from_millis(500);
+/// Tries of the cut before the session fails.
+const ATTEMPTS: u32 = 12;
+/// List entries that one freeze may add.
+const ROOM: usize = 4096;
+/// How often a file that someone else writes is read in the freeze until it keeps still.
+const READS: u32 = 5;
+
+/// The instant that the backup shows.
+pub(crate) struct Cut {
+    pub(crate) instant: SystemTime,
+    pub(crate) freeze: Duration,
+    pub(crate) attempts: u32,
+}
+
+impl Engine<'_> {
+    /// Converges, cuts and audits until a cut has been found right.
+    pub(crate) fn converge_and_cut(&mut self) -> Result<Cut> {
+        self.to_copy.iter().for_each(|&id| self.owe(id));
+        self.bound_lag(LITTLE);
+        let cut = self.cut_until_right();
+        if self.quiesced {
+            // What `before_cut` took has to be given back, also if there was no cut.
+            let _ = self.caller.post(Request::AfterCut).and_then(|()| self.caller.wait());
+        }
+        cut
+    }
+
+    fn cut_until_right(&mut self) -> Result<Cut> {
+        let mut little = LITTLE;
+        let mut reason = String::new();
+        for attempts in 1..=ATTEMPTS {
+            self.approach(little)?;
+            self.enter(Phase::Cut);
+            match self.try_cut(little) {
+                Ok((instant, freeze)) => {
+                    let unseen = self.audit_behind_cut()?;
+                    if unseen.is_empty() && !self.fanotify.overflowed {
+                        self.ask_about_new()?;
+                        return Ok(Cut { instant, freeze, attempts });
+                    }
+                    reason = self.distrust(&unseen, attempts)?;
+                }
+                Err(Trouble::Fatal(error)) => return Err(*error),
+                Err(Trouble::Fault(id, fault @ (Fault::Sys { .. } | Fault::Full | Fault::Defect))) => {
+                    return Err(self.explain(Trouble::Fault(id, fault)));
+                }
+                Err(trouble) => {
+                    reason = self.describe(&trouble);
+                    self.give_time(self.held_up).map_err(|t| self.explain(t))?;
+                }
+            }
+            self.check().map_err(|t| self.explain(t))?;
+            little = (little / 2).max(64 << 10);
+            self.bound_lag(little);
+        }
+        Err(self.no_cut(reason))
+    }
+
+    /// Has calls wait while more than so much is owed that it would not become little: from what is owed now the bound
+    /// glides down to there. A caller's bound holds besides.
+    fn bound_lag(&self, little: u64) {
+        let floor = little - little / 4;
+        let most = self.plan.max_lag.unwrap_or(u64::MAX);
+        if most > floor {
+            WATCH.lag_floor.store(floor, Ordering::SeqCst);
+            WATCH.lag_bound.store(WATCH.ledger.lag().clamp(floor, most), Ordering::SeqCst);
+        } else {
+            WATCH.lag_floor.store(0, Ordering::SeqCst);
+            WATCH.lag_bound.store(most, Ordering::SeqCst);
+        }
+    }
+
+    /// Does what can be done before a try of the cut.
+    fn approach(&mut self, little: u64) -> Result<()> {
+        self.enter(Phase::Converge);
+        self.suspect_writers()?;
+        self.note_direct_files();
+        self.fanotify.overflowed = false;
+        self.outgrow().map_err(|t| self.explain(t))?;
+        self.converge(little).map_err(|t| self.explain(t))?;
+        if self.plan.calls_before_cut && !self.quiesced {
+            self.quiesced = true;
+            self.quiesce(little)?;
+        }
+        Ok(())
+    }
+
+    /// Has `after_cut` called, and audits meanwhile. Returns what was changed unseen.
+    fn audit_behind_cut(&mut self) -> Result<Vec<NodeId>> {
+        self.quiesced = false;
+        // Behind the cut nothing is worked off, so nobody may wait for it.
+        WATCH.lag_bound.store(u64::MAX, Ordering::SeqCst);
+        WATCH.relieve();
+        self.caller.post(Request::AfterCut).ok_or(Error::Cancelled)?;
+        let unseen = self.audit_all();
+        // A call that waits for the audit may hold a lock that `after_cut` wants.
+        self.gate.set(State::Open);
+        self.caller.wait().ok_or(Error::Cancelled)?;
+        unseen
+    }
+
+    /// The files that are to blame are named where they are known.
+    fn no_cut(&self, reason: String) -> Error {
+        match self.unseen.last() {
+            Some(path) => Error::Unseen { path: path.clone(), by: reason },
+            None => Error::NoCut { attempts: ATTEMPTS, reason },
+        }
+    }
+
+    fn describe(&self, trouble: &Trouble) -> String {
+        match trouble {
+            Trouble::Void(reason) => (*reason).to_owned(),
+            Trouble::NoRoom => "more changed in the freeze than there was room for".into(),
+            Trouble::Fault(id, Fault::Interrupted) => {
+                format!("the rest of {} took too long to copy", self.path_of(*id, Side::Source).display())
+            }
+            _ => "a name could not be found again".into(),
+        }
+    }
+
+    /// Has `before_cut` called while the session goes on converging: what is written in it is captured.
+    fn quiesce(&mut self, little: u64) -> Result<()> {
+        self.caller.post(Request::BeforeCut).ok_or(Error::Cancelled)?;
+        while !self.caller.answered().ok_or(Error::Cancelled)? {
+            self.check().map_err(|t| self.explain(t))?;
+            self.converge_once().map_err(|t| self.explain(t))?;
+        }
+        self.converge(little).map_err(|t| self.explain(t))
+    }
+
+    /// Has files read again that had been changed by something unseen a moment before they were read: the bytes of such
+    /// a change may have landed behind the read, and its times do not tell.
+    fn outgrow(&mut self) -> Result<(), Trouble> {
+        while !self.young.is_empty() && Instant::now() < self.young_until {
+            self.check()?;
+            self.converge_once()?;
+        }
+        for id in std::mem::take(&mut self.young) {
+            self.tree.node(id).marks.mark_all(&WATCH.ledger);
+        }
+        Ok(())
+    }
+
+    /// Works off the marks until at most `little` is left.
+    fn converge(&mut self, little: u64) -> Result<(), Trouble> {
+        loop {
+            self.check()?;
+            while self.control.limiter.is_paused() {
+                self.check()?;
+                self.converge_once()?;
+            }
+            let idle = !self.converge_once()?;
+            let lag = WATCH.ledger.lag();
+            {
+                let mut meter = self.control.meter.lock();
+                meter.lag = lag;
+                meter.bytes_recopied = self.recopied;
+            }
+            if self.to_list.is_empty() && self.to_copy_is_little(little) && (idle || lag <= little) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the files that wait to be copied can be left to the freeze, because they are part of the lag.
+    fn to_copy_is_little(&self, little: u64) -> bool {
+        let few = self.to_copy.len() as u64 * PER_FILE <= little;
+        let is_large = |&id: &NodeId| copier::is_large(&self.tree.node(id).attributes);
+        self.to_copy.is_empty() || self.counts_new_files() && few && !self.to_copy.iter().any(is_large)
+    }
+
+    /// One round; false if there was nothing to do.
+    fn converge_once(&mut self) -> Result<bool, Trouble> {
+        self.tree.compact();
+        self.heed_fanotify();
+        self.ask_again();
+        let settled = self.settle_queue()?;
+        let copied = self.copy_found()?;
+        if !settled && !copied {
+            self.rest(Duration::from_micros(200));
+        }
+        Ok(settled || copied)
+    }
+
+    /// Closes the gate, copies what is left, opens it. Returns the instant and how long the gate was closed.
+    fn try_cut(&mut self, little: u64) -> Result<(SystemTime, Duration), Trouble> {
+        self.uncross()?;
+        self.converge(little)?;
+        self.make_room();
+        let begun = Instant::now();
+        let ticket = self.close_gate();
+        let done = self.freeze();
+        let instant = SystemTime::now();
+        let opened = self.gate.open_from(ticket, if done.is_ok() { State::Audit } else { State::Open });
+        let freeze = begun.elapsed();
+        self.held_up = freeze;
+        self.deadline_ns = 0;
+        self.tree.release();
+        done?;
+        if !opened {
+            return Err(Trouble::Void("a call of the program had waited for as long as it may"));
+        }
+        Ok((instant, freeze))
+    }
+
+    /// Closes the gate and notes when it has to be open again. Returns the ticket to open it with.
+    pub(crate) fn close_gate(&mut self) -> u32 {
+        let budget = FREEZE.min(self.plan.max_stall);
+        let budget_ns = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        let deadline_ns = sys::raw::monotonic_ns() + budget_ns;
+        WATCH.freeze_deadline_ns.store(deadline_ns, Ordering::Release);
+        self.deadline_ns = deadline_ns - budget_ns / 20;
+        self.gate.set(State::Closed);
+        self.gate.ticket()
+    }
+
+    /// Lets the program run for as long as it has just been held up, and works off marks meanwhile.
+    fn give_time(&mut self, held: Duration) -> Result<(), Trouble> {
+        let begun = Instant::now();
+        while begun.elapsed() < held {
+            self.check()?;
+            self.converge_once()?;
+        }
+        Ok(())
+    }
+
+    /// Reserves everything that the freeze may add to.
+    fn make_room(&mut self) {
+        let longest = self.tree.ids().map(|id| self.tree.node(id)).filter(|node| node.is_directory());
+        let longest = longest.map(|node| self.tree.entries(node.marks.node())).max().unwrap_or(0);
+        self.entries.clear();
+        self.entries.reserve(longest + ROOM);
+        for list in [&mut self.to_list, &mut self.to_copy, &mut self.lost, &mut self.later, &mut self.moved] {
+            list.reserve(ROOM);
+        }
+        self.to_ask.reserve(ROOM);
+        self.tree.fix();
+    }
+
+    /// What is done while the gate is closed.
+    fn freeze(&mut self) -> Result<(), Trouble> {
+        let deadline = self.deadline_ns;
+        let expired = || sys::raw::monotonic_ns() >= deadline;
+        registry::wait_until_outside(registry::changes_files, expired)
+            .map_err(|_| Trouble::Void("a call of the program did not return in time"))?;
+        if registry::SLOTLESS.load(Ordering::Relaxed) {
+            return Err(Trouble::Void("a thread of the program cannot be waited for: there are too many"));
+        }
+        WATCH.generation.fetch_add(1, Ordering::SeqCst);
+        self.settle_all()?;
+        while self.uncross_frozen()? {
+            self.settle_all()?;
+        }
+        for index in 0..self.suspects.len() {
+            self.copy_suspect(self.suspects[index])?;
+        }
+        self.settle_all()
+    }
+
+    fn settle_all(&mut self) -> Result<(), Trouble> {
+        loop {
+            let settled = self.settle_queue()?;
+            let copied = self.copy_found()?;
+            if !settled && !copied {
+                return Ok(());
+            }
+            if sys::raw::monotonic_ns() >= self.deadline_ns {
+                return Err(Trouble::Void("what was left to copy took too long"));
+            }
+        }
+    }
+
+    /// Reads a file whole that may change without a trace, until two looks at it agree.
+    fn copy_suspect(&mut self, id: NodeId) -> Result<(), Trouble> {
+        let node = self.tree.node(id);
+        if node.replaced || node.excluded || !node.is_file() {
+            return Ok(());
+        }
+        let marks = node.marks;
+        for _ in 0..READS {
+            marks.mark_all(&WATCH.ledger);
+            marks.mark_flags(&WATCH.ledger, extents::ATTRIBUTES);
+            self.settle_all()?;
+            match self.stamp_now(id) {
+                Ok(now) if now == marks.stamp() => {
+                    // Read whole, and the same before and behind: what it becomes later is no concern of this cut.
+                    marks.set_audited(WATCH.generation.load(Ordering::SeqCst), false);
+                    return Ok(());
+                }
+                Err(Trouble::Vanished) => return Ok(()),
+                Ok(_) => {}
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Err(Trouble::Void("a file that another process writes did not keep still"))
+    }
+}

@@ -1,0 +1,67 @@
+//! Which files the host uses with `O_DIRECT`.
+//!
+//! It may have opened them long before the session, and hooks keep no table of descriptors: so its descriptors are
+//! looked through, before the sources are walked and before each try of the cut. Engine threads have a table of their
+//! own, so it is the thread group leader's that is read; if that thread is gone, another one's.
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+
+use crate::conductor::Engine;
+use crate::intercept::device;
+use crate::registry::WATCH;
+use crate::suspects::{flags_of_descriptor, numbers, read};
+use crate::sys;
+
+/// The names of engine threads (`sys::thread::spawn`) but the conductor's, which is known.
+const OURS: [&str; 2] = ["hotbackup-copy", "hotbackup-check"];
+
+impl Engine<'_> {
+    /// Notes which files the host has open with `O_DIRECT` now. Those not watched yet are remembered for the walk.
+    pub(crate) fn note_direct_files(&mut self) {
+        for file in direct_files() {
+            if !self.direct_files.insert(file) {
+                continue;
+            }
+            let Some(id) = WATCH.find(file.0, file.1).map(|marks| marks.node()) else { continue };
+            if self.tree.get(id).is_some() {
+                self.tree.node_mut(id).direct = true;
+                // It was opened the other way.
+                self.held.forget(id);
+            }
+        }
+    }
+}
+
+/// Device and inode of the regular files that the host has open with `O_DIRECT`.
+fn direct_files() -> Vec<(u64, u64)> {
+    let table = host_table();
+    let descriptors = numbers(&format!("{table}/fd"));
+    descriptors.into_iter().filter_map(|fd| direct_file(&table, fd)).collect()
+}
+
+/// Where in /proc the host's descriptors stand.
+fn host_table() -> String {
+    let leader = format!("/proc/{}", sys::raw::getpid());
+    if !numbers(&format!("{leader}/fd")).is_empty() {
+        return leader;
+    }
+    let conductor = sys::raw::gettid();
+    let tasks = numbers(&format!("{leader}/task")).into_iter().filter(|&task| task != conductor);
+    let mut tables = tasks.map(|task| format!("{leader}/task/{task}"));
+    let is_host = |table: &String| {
+        let name = read(&format!("{table}/comm"));
+        name.is_some_and(|name| !OURS.contains(&name.trim_end()))
+            && !numbers(&format!("{table}/fd")).is_empty()
+    };
+    tables.find(is_host).unwrap_or(leader)
+}
+
+fn direct_file(table: &str, fd: u32) -> Option<(u64, u64)> {
+    // A file on a server that does not answer must not hold us up.
+    let (quick, wanted) = (AtFlags::STATX_DONT_SYNC, StatxFlags::INO | StatxFlags::TYPE);
+    let found = statx(CWD, format!("{table}/fd/{fd}"), quick, wanted).ok()?;
+    let regular = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
+    let direct = regular
+        && flags_of_descriptor(table, fd).is_some_and(|flags| flags & libc::O_DIRECT.cast_unsigned() != 0);
+    direct.then(|| (device(&found), found.stx_ino))
+}

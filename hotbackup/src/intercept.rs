@@ -1,0 +1,874 @@
+//! What every captured call passes through, and where adapters plug in.
+//!
+//! [`around`] is called by hooks (the C library's symbol table, SQLite's system-call table, [`crate::fs`]) with the
+//! [`Change`] that a call may make and the real call. Without a session it makes the call and nothing else. With one,
+//! it waits at the closed gate, finds out which inodes the call is about, makes the call, and marks what it changed.
+//! It never fails the call, never changes its result or errno, allocates nothing from the host, and takes no lock.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags, statx};
+
+pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
+use crate::crossings;
+use crate::extents::{self, Marks, Stamp};
+use crate::gate::{self, Gate, Inside, State, Word};
+use crate::registry::{self, WATCH};
+use crate::sys;
+use crate::sys::scratch::PATH_MAX;
+
+/// Makes the call `real`, which may make the change `change`, and has a running session know of it.
+///
+/// Returns what `real` returned, with errno as it left it. Safe in signal handlers, in any thread, and in forked and
+/// vforked children. A panic or a cancellation of the thread inside `real` passes through.
+#[inline(always)]
+pub fn around<R: Outcome>(change: Change, real: impl FnOnce() -> R) -> R {
+    let Some(slot) = registry::slot() else {
+        return real();
+    };
+    let inside = slot.enter(change.word());
+    match registry::gate() {
+        Some(gate) if gate.state() != State::Idle => captured(&inside, gate, change, real),
+        _ => real(),
+    }
+}
+
+/// Makes the call `real`, which may close the descriptor `fd` or have it stand for another file: `close`, `dup2`,
+/// `dup3`. It changes no file; but a write that runs beside it may land in another file than expected.
+#[inline(always)]
+pub fn ending_descriptor<R>(fd: RawFd, real: impl FnOnce() -> R) -> R {
+    beside(fd, || WATCH.endings_of(fd), real)
+}
+
+/// Makes the call `real`, which may close many descriptors at once: `close_range`, `closefrom`.
+#[inline(always)]
+pub fn ending_descriptors<R>(real: impl FnOnce() -> R) -> R {
+    beside(0, || &WATCH.descriptor_ranges, real)
+}
+
+/// Makes the call `real`, which may move the position of the descriptor `fd` backwards: `lseek`. It changes no file;
+/// but a write at the position that runs beside it may land elsewhere than expected.
+#[inline(always)]
+pub fn moving_position<R>(fd: RawFd, real: impl FnOnce() -> R) -> R {
+    beside(fd, || &WATCH.seeking, real)
+}
+
+/// Makes a call that changes no file, and has it counted while a session runs.
+#[inline(always)]
+fn beside<R>(fd: RawFd, epoch: impl FnOnce() -> &'static registry::Epoch, real: impl FnOnce() -> R) -> R {
+    let Some(slot) = registry::slot() else { return real() };
+    let inside = slot.enter(Word::harmless(fd));
+    if registry::gate().is_none_or(|gate| gate.state() == State::Idle) {
+        return real();
+    }
+    inside.captured();
+    let _counted = epoch().begin();
+    real()
+}
+
+/// Whether a session is capturing now; it may begin or end at any moment. For hooks that have to ask the kernel
+/// something before they can name their [`Change`], and must not do so without a session.
+#[inline(always)]
+pub fn is_capturing() -> bool {
+    registry::gate().is_some_and(|gate| gate.state() != State::Idle)
+}
+
+/// Readies the process for sessions: call it once where the first hooks are installed, outside of any hook.
+pub fn prepare() {
+    registry::prepare();
+}
+
+impl Change {
+    #[inline(always)]
+    fn word(&self) -> Word {
+        match *self {
+            Change::Write { fd }
+            | Change::WriteAt { fd, .. }
+            | Change::Append { fd }
+            | Change::Resize { fd, .. }
+            | Change::Allocate { fd, .. }
+            | Change::WriteAny { fd }
+            | Change::Attributes { fd } => Word::descriptor(fd),
+            Change::ResizePath { file, .. }
+            | Change::Open { file, .. }
+            | Change::AttributesPath { file, .. } => Word::path(file.path),
+            Change::Create { name } | Change::Remove { name } => Word::path(name.path),
+            Change::Rename { from, .. } | Change::Link { from, .. } => Word::path(from.path),
+        }
+    }
+}
+
+impl Change {
+    /// Whether a call on a path may take bytes from the file that it names.
+    fn takes_bytes(&self) -> bool {
+        match *self {
+            Change::ResizePath { .. } => true,
+            Change::Open { flags, .. } => flags & libc::O_TRUNC != 0,
+            _ => false,
+        }
+    }
+
+    /// Whether a call that failed with `errno` has left the bytes of its file alone.
+    fn is_refused(&self, fd: RawFd, errno: c_int) -> bool {
+        use libc::*;
+        match errno {
+            EBADF | EINVAL | EFAULT | EAGAIN | EPERM | EACCES | EISDIR | EFBIG | EOPNOTSUPP | ENOSYS
+            | ESPIPE | ENODEV | ETXTBSY => true,
+            // A plain write that got anywhere returns how far. One that waits for the disk may have got there before.
+            EINTR | ENOSPC | EDQUOT => {
+                let writes =
+                    matches!(self, Change::Write { .. } | Change::WriteAt { .. } | Change::Append { .. });
+                writes
+                    && !flags(fd)
+                        .is_none_or(|flags| flags.intersects(OFlags::DIRECT | OFlags::DSYNC | OFlags::SYNC))
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn captured<R: Outcome>(inside: &Inside<'_>, gate: &Gate, change: Change, real: impl FnOnce() -> R) -> R {
+    if sys::thread::is_engine() || WATCH.pid.load(Ordering::Relaxed) != sys::raw::getpid() {
+        inside.step_out();
+        return real();
+    }
+    let Some(mut pending) = wait_and_look(inside, gate, change) else {
+        return real();
+    };
+    if pending.is_beside_the_point() {
+        pending.forget();
+        inside.step_out();
+        return real();
+    }
+    let result = real();
+    let _errno = sys::errno::Preserve::new();
+    pending.done = Some(result.done());
+    drop(pending);
+    if !inside.is_nested() {
+        inside.step_out();
+        wait_for_relief();
+    }
+    result
+}
+
+/// Waits at the closed gate, then finds out what the call is about. `None` if the session has ended.
+fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pending> {
+    let begun = sys::raw::monotonic_ns();
+    loop {
+        let mut state = inside.join(gate);
+        // A signal handler inside a captured call must not wait: the gate waits for the call that it interrupted.
+        while !inside.is_nested() && state == State::Closed {
+            inside.step_out();
+            gate.wait(|| WATCH.freeze_time_left());
+            inside.step_in();
+            state = inside.join(gate);
+        }
+        if state == State::Idle {
+            return None;
+        }
+        let pending =
+            guarded(|| Pending::look(inside, change, state)).unwrap_or_else(|| Pending::blind(change));
+        let waited = sys::raw::monotonic_ns().saturating_sub(begun);
+        let may_wait = !inside.is_nested() && waited < WATCH.max_stall_ns.load(Ordering::Relaxed);
+        if state != State::Audit || !pending.is_blind() || !may_wait {
+            return Some(pending);
+        }
+        // What it changes cannot be audited before. The audit is short: the call comes behind it.
+        pending.forget();
+        inside.step_out();
+        sys::thread::nap(Duration::from_micros(200));
+        inside.step_in();
+    }
+}
+
+/// Runs our own work so that a defect in it cannot reach the host; the session then has to look everywhere.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .inspect_err(|_| WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA))
+        .ok()
+}
+
+/// Waits until the engine has caught up, if it is behind; at most `max_stall`, then the session fails.
+fn wait_for_relief() {
+    let bound = WATCH.lag_bound.load(Ordering::Relaxed);
+    if bound == u64::MAX {
+        return;
+    }
+    let ticket = WATCH.marked.load(Ordering::SeqCst);
+    let behind = || match WATCH.lag_bound.load(Ordering::Relaxed) {
+        u64::MAX => false,
+        0 => WATCH.drained.load(Ordering::SeqCst) < ticket,
+        bound => WATCH.ledger.lag() > bound,
+    };
+    if !behind() {
+        return;
+    }
+    let begun = sys::raw::monotonic_ns();
+    let limit = WATCH.max_stall_ns.load(Ordering::Relaxed);
+    WATCH.waiters.fetch_add(1, Ordering::SeqCst);
+    if bound == 0 {
+        WATCH.call_for_work();
+    }
+    loop {
+        let relief = WATCH.relief.load(Ordering::SeqCst);
+        if !behind() {
+            break;
+        }
+        let waited = sys::raw::monotonic_ns().saturating_sub(begun);
+        if waited >= limit {
+            let _ = WATCH.stalled_ns.compare_exchange(0, waited, Ordering::SeqCst, Ordering::Relaxed);
+            WATCH.lag_bound.store(u64::MAX, Ordering::SeqCst);
+            WATCH.call_for_work();
+            WATCH.relieve();
+            break;
+        }
+        gate::wait(&WATCH.relief, relief, Duration::from_nanos(limit - waited));
+    }
+    WATCH.waiters.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// An inode as a hook finds it.
+#[derive(Clone, Copy)]
+struct Found {
+    dev: u64,
+    ino: u64,
+    kind: FileType,
+    size: u64,
+    /// The marks, if the session watched it before the call.
+    marks: Option<&'static Marks>,
+}
+
+impl Found {
+    /// Looks without asking for times: asking makes the kernel stamp every following write anew (ext4: 736 to
+    /// 2,453 ns a write). Only behind the cut, for an inode not yet audited, times are asked for.
+    fn look(dir: RawFd, path: &CStr, flags: AtFlags, state: State) -> Option<Found> {
+        let dir = match sys::raw::borrow(dir) {
+            Some(dir) => dir,
+            None if path.to_bytes().first() == Some(&b'/') => CWD,
+            None => return None,
+        };
+        let flags = if path.is_empty() { flags | AtFlags::EMPTY_PATH } else { flags };
+        let wanted = StatxFlags::INO | StatxFlags::TYPE | StatxFlags::SIZE;
+        let found = Found::from(&statx(dir, path, flags, wanted).ok()?);
+        if state == State::Audit
+            && let Some(marks) = found.marks
+            && marks.audited(WATCH.generation.load(Ordering::SeqCst)).is_none()
+        {
+            let wanted = wanted | STAMP;
+            let now = statx(dir, path, flags, wanted).ok()?;
+            if Found::from(&now).is(&found) {
+                audit(marks, stamp(&now));
+            }
+        }
+        Some(found)
+    }
+
+    fn from(found: &Statx) -> Found {
+        let dev = device(found);
+        Found {
+            dev,
+            ino: found.stx_ino,
+            kind: FileType::from_raw_mode(found.stx_mode.into()),
+            size: found.stx_size,
+            marks: WATCH.find(dev, found.stx_ino),
+        }
+    }
+
+    fn descriptor(fd: RawFd, state: State) -> Option<Found> {
+        if fd < 0 { None } else { Found::look(fd, c"", AtFlags::empty(), state) }
+    }
+
+    fn is(&self, other: &Found) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+
+    fn may_be_backed_up(&self) -> bool {
+        matches!(
+            self.kind,
+            FileType::RegularFile | FileType::Directory | FileType::Symlink | FileType::BlockDevice
+        )
+    }
+}
+
+/// The device number of a statx result as one word.
+pub(crate) fn device(found: &Statx) -> u64 {
+    u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor)
+}
+
+/// What the audit compares, from a statx result.
+pub(crate) const STAMP: StatxFlags = StatxFlags::SIZE
+    .union(StatxFlags::MTIME)
+    .union(StatxFlags::CTIME)
+    .union(StatxFlags::MODE)
+    .union(StatxFlags::UID)
+    .union(StatxFlags::GID);
+
+/// What the audit compares, from a statx result. Whoever uses a pipe or a device moves its times, and changes nothing
+/// that is backed up: of these it is mode and owner.
+pub(crate) fn stamp(found: &Statx) -> Stamp {
+    let kind = FileType::from_raw_mode(found.stx_mode.into());
+    if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink) {
+        let owner = i64::from(found.stx_uid);
+        return Stamp { size: found.stx_mode.into(), mtime: owner, ctime: found.stx_gid.into() };
+    }
+    let ns = |t: rustix::fs::StatxTimestamp| t.tv_sec * 1_000_000_000 + i64::from(t.tv_nsec);
+    Stamp { size: found.stx_size, mtime: ns(found.stx_mtime), ctime: ns(found.stx_ctime) }
+}
+
+/// Behind the cut: has this inode been changed by something unseen since its data was read? Whoever comes first, a
+/// captured call or the engine's sweep, says so; who comes later must not, for the first one's own change shows.
+pub(crate) fn audit(marks: &Marks, now: Stamp) {
+    let generation = WATCH.generation.load(Ordering::SeqCst);
+    let unseen = marks.stamp() != now;
+    if marks.audited(generation).is_none() {
+        marks.set_audited(generation, unseen);
+    }
+}
+
+/// What was found out before the call, and what has to be marked behind it: dropping it marks.
+struct Pending {
+    about: About,
+    /// `None` while the call runs: if it never returns (cancellation), anything may have happened.
+    done: Option<Done>,
+    /// This call counts as one that makes a file smaller, and as one that gives or takes names.
+    counts: [Option<registry::Counted<'static>>; 2],
+}
+
+enum About {
+    /// The look-up failed for a reason of ours: this is reported if the call succeeds.
+    Blind(u32),
+    /// A socket, pipe or terminal.
+    BesideThePoint,
+    Data(Data),
+    Resize(ResizePath),
+    Names(Names),
+}
+
+/// A call on the bytes of one file by descriptor.
+struct Data {
+    change: Change,
+    fd: RawFd,
+    found: Option<Found>,
+    /// Where the bytes go, as far as it is known before the call.
+    place: Place,
+    /// Whether the descriptor was in append mode before the call.
+    appends: bool,
+    /// What counts the calls that may end the descriptor, and those that end ranges.
+    descriptors: (Option<u64>, Option<u64>),
+    shrinking: Option<u64>,
+    seeking: Option<u64>,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    /// To the end of the file.
+    End,
+    /// To the descriptor's position, which was this.
+    Position(u64),
+    At(u64),
+    /// Not asked, because the file is not watched, or not known.
+    Anywhere,
+}
+
+/// `truncate`.
+struct ResizePath {
+    len: u64,
+    found: Option<Found>,
+    names: Option<u64>,
+}
+
+/// A call on directory entries or attributes by path, or on attributes by descriptor.
+struct Names {
+    touched: [Option<(Found, u32)>; 4],
+    /// Something that the call cannot do without was not found: if it succeeds, it has hit something else.
+    is_missing: bool,
+    /// The descriptor that an `open` returns is of a file that may have been emptied.
+    opened: bool,
+    /// For a call by path: what counted the calls that give and take names before it, and how many of them it is.
+    names: Option<(Option<u64>, u64)>,
+}
+
+impl Pending {
+    fn new(about: About) -> Pending {
+        Pending { about, done: None, counts: [None, None] }
+    }
+
+    fn blind(change: Change) -> Pending {
+        let data = if change.takes_bytes() { crossings::DATA } else { 0 };
+        Pending::new(About::Blind(crossings::ANYWHERE | data))
+    }
+
+    fn look(inside: &Inside<'_>, change: Change, state: State) -> Pending {
+        match change {
+            Change::Write { fd }
+            | Change::WriteAt { fd, .. }
+            | Change::Append { fd }
+            | Change::Resize { fd, .. }
+            | Change::Allocate { fd, .. }
+            | Change::WriteAny { fd } => Pending::data(change, fd, state),
+            Change::Attributes { fd } => {
+                let touched = Found::descriptor(fd, state).map(|found| (found, extents::ATTRIBUTES));
+                if touched.is_some_and(|(found, _)| found.kind == FileType::Socket) {
+                    return Pending::new(About::BesideThePoint);
+                }
+                Pending::names([touched, None, None, None])
+            }
+            _ => {
+                // A signal handler that interrupted a look-up finds the buffers taken.
+                let looked = registry::scratch(inside.slot())
+                    .and_then(|scratch| scratch.with(|paths| Pending::by_path(change, state, paths)));
+                looked.flatten().unwrap_or_else(|| Pending::blind(change))
+            }
+        }
+    }
+
+    fn names(touched: [Option<(Found, u32)>; 4]) -> Pending {
+        let names = Names { touched, is_missing: false, opened: false, names: None };
+        Pending::new(About::Names(names))
+    }
+
+    fn data(change: Change, fd: RawFd, state: State) -> Pending {
+        let descriptors = (WATCH.endings_of(fd).read(), WATCH.descriptor_ranges.read());
+        let shrinking = WATCH.shrinking.read();
+        let seeking = WATCH.seeking.read();
+        let found = Found::descriptor(fd, state);
+        if found.is_some_and(|found| !found.may_be_backed_up()) {
+            return Pending::new(About::BesideThePoint);
+        }
+        let watched = found.is_some_and(|found| found.marks.is_some());
+        let appends = watched && appends(fd);
+        let place = match change {
+            _ if !watched => Place::Anywhere,
+            Change::Append { .. } => Place::End,
+            Change::Write { .. } | Change::WriteAt { .. } if appends => Place::End,
+            Change::WriteAt { at, .. } if at >= 0 => Place::At(at.cast_unsigned()),
+            Change::Write { .. } | Change::WriteAt { .. } => {
+                position(fd).map_or(Place::Anywhere, Place::Position)
+            }
+            _ => Place::Anywhere,
+        };
+        let data = Data { change, fd, found, place, appends, descriptors, shrinking, seeking };
+        let mut pending = Pending::new(About::Data(data));
+        if matches!(change, Change::Resize { .. } | Change::Allocate { .. } | Change::WriteAny { .. }) {
+            pending.counts[0] = Some(WATCH.shrinking.begin());
+        }
+        pending
+    }
+
+    /// `None` if the paths cannot be read; the kernel will most likely refuse them as well.
+    fn by_path(change: Change, state: State, [first, second]: &mut [[u8; PATH_MAX]; 2]) -> Option<Pending> {
+        // Read before anything is looked up; what moves from here on is seen behind the call.
+        let names = WATCH.names.read();
+        let moves = matches!(change, Change::Remove { .. } | Change::Rename { .. } | Change::Link { .. });
+        let counted = moves.then(|| WATCH.names.begin());
+        let mut pending = match change {
+            Change::ResizePath { file, len } => {
+                let found = PathText::read(file, first)?.target(state, true);
+                let len = u64::try_from(len).unwrap_or(0);
+                let mut pending = Pending::new(About::Resize(ResizePath { len, found, names }));
+                pending.counts[0] = Some(WATCH.shrinking.begin());
+                return Some(pending);
+            }
+            Change::AttributesPath { file, follow } => {
+                let file = PathText::read(file, first)?.target(state, follow);
+                let file = file.map(|found| (found, extents::ATTRIBUTES));
+                Pending::needing([file], [None; 3])
+            }
+            Change::Open { file, flags } => Pending::open(change, PathText::read(file, first)?, flags, state),
+            Change::Create { name } => {
+                Pending::needing([PathText::read(name, first)?.parent(state)], [None; 3])
+            }
+            Change::Remove { name } => {
+                let mut name = PathText::read(name, first)?;
+                Pending::needing([name.parent(state), name.named(state, false)], [None; 2])
+            }
+            Change::Rename { from, to } => {
+                let mut from = PathText::read(from, first)?;
+                let mut to = PathText::read(to, second)?;
+                let replaced = to.named(state, false);
+                let needed = [from.parent(state), to.parent(state), from.named(state, false)];
+                Pending::needing(needed, [replaced])
+            }
+            Change::Link { from, to, follow } => {
+                let file = PathText::read(from, first)?.named(state, follow);
+                let parent = PathText::read(to, second)?.parent(state);
+                Pending::needing([parent, file], [None; 2])
+            }
+            _ => return None,
+        };
+        if let About::Names(about) = &mut pending.about {
+            about.names = Some((names, u64::from(moves)));
+            let moved = about.touched.iter().flatten().filter(|(_, flags)| *flags == extents::EXAMINE);
+            if moves {
+                let leads_on = |found: &Found| matches!(found.kind, FileType::Directory | FileType::Symlink);
+                let moved = moved.map(|(found, _)| found);
+                moved
+                    .filter(|found| found.marks.is_some() || leads_on(found))
+                    .for_each(|found| WATCH.crossings.note(found.marks));
+            }
+        }
+        pending.counts[1] = counted;
+        Some(pending)
+    }
+
+    /// A call that cannot succeed without all that is `needed`, and may touch `others`.
+    fn needing<const N: usize, const M: usize>(
+        needed: [Option<(Found, u32)>; N],
+        others: [Option<(Found, u32)>; M],
+    ) -> Pending {
+        const { assert!(N + M == 4) };
+        let mut touched = [None; 4];
+        touched[..N].copy_from_slice(&needed);
+        touched[N..].copy_from_slice(&others);
+        let mut pending = Pending::names(touched);
+        if let About::Names(names) = &mut pending.about {
+            names.is_missing = needed.iter().any(Option::is_none);
+        }
+        pending
+    }
+
+    fn open(change: Change, mut file: PathText<'_>, flags: c_int, state: State) -> Pending {
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+        let follow = !flags.contains(OFlags::NOFOLLOW);
+        let found = file.target(state, follow);
+        if found.is_some_and(|found| found.kind == FileType::Fifo || found.kind == FileType::CharacterDevice)
+        {
+            return Pending::new(About::BesideThePoint);
+        }
+        let creates = flags.contains(OFlags::CREATE) && !flags.contains(OFlags::TMPFILE);
+        let mut touched = [None; 4];
+        if creates && found.is_some() {
+            touched[0] = file.parent(state).map(|(parent, _)| (parent, 0));
+        } else if creates {
+            touched[0] = file.parent(state);
+            // The file may come into being where a symbolic link points: then its directory is not known.
+            if follow && file.target(state, false).is_some() {
+                return Pending::blind(change);
+            }
+        }
+        let mut pending = Pending::names(touched);
+        if let About::Names(names) = &mut pending.about {
+            names.is_missing = creates && found.is_none() && touched[0].is_none();
+            names.opened = flags.contains(OFlags::TRUNC);
+            names.touched[1] = found.map(|found| (found, 0));
+        }
+        if flags.contains(OFlags::TRUNC) {
+            pending.counts[0] = Some(WATCH.shrinking.begin());
+        }
+        pending
+    }
+
+    fn is_blind(&self) -> bool {
+        matches!(self.about, About::Blind(_))
+    }
+
+    fn is_beside_the_point(&self) -> bool {
+        matches!(self.about, About::BesideThePoint)
+    }
+
+    /// Lets go without marking anything.
+    fn forget(mut self) {
+        self.done = Some(Done::Failure(0));
+    }
+
+    fn mark(&mut self) {
+        // The call has changed the file, then the inode is looked up; the engine enters the inode, then reads the file.
+        // Without a full fence on both sides both could miss the other.
+        fence(Ordering::SeqCst);
+        let result = match self.done {
+            Some(Done::Success(result)) => Some(result),
+            Some(Done::Failure(errno)) if self.has_failed(errno) => return self.mark_failure(),
+            _ => None,
+        };
+        match &self.about {
+            About::Blind(what) => WATCH.crossings.report(*what),
+            About::BesideThePoint => {}
+            About::Data(data) => data.mark(result),
+            About::Resize(resize) => resize.mark(),
+            About::Names(names) => names.mark(result),
+        }
+    }
+
+    /// Whether a call that returned `errno` has changed nothing but times. Else nobody knows what it did before.
+    fn has_failed(&self, errno: c_int) -> bool {
+        match &self.about {
+            About::Data(data) => data.change.is_refused(data.fd, errno),
+            _ => errno != libc::EIO,
+        }
+    }
+
+    /// A call that fails may have moved the file's times before it found the reason (ext4: fallocate, a write without
+    /// space).
+    fn mark_failure(&self) {
+        if let About::Data(Data { found: Some(found), .. })
+        | About::Resize(ResizePath { found: Some(found), .. }) = &self.about
+        {
+            mark_flags(found, extents::ATTRIBUTES);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        guarded(|| self.mark());
+    }
+}
+
+impl Data {
+    /// Marks what the call changed; `result` is `None` if that is unknown.
+    fn mark(&self, result: Option<u64>) {
+        if result == Some(0)
+            && matches!(self.change, Change::Write { .. } | Change::WriteAt { .. } | Change::Append { .. })
+        {
+            return;
+        }
+        let ended = WATCH.endings_of(self.fd).moved_since(self.descriptors.0, 0)
+            || WATCH.descriptor_ranges.moved_since(self.descriptors.1, 0);
+        if ended || self.found.is_none() {
+            // The number may have stood for another file when the call was made.
+            mark_all(Found::descriptor(self.fd, State::Open));
+            if self.found.is_none() {
+                WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA);
+            }
+            return mark_all(self.found);
+        }
+        let Some(found) = self.found else { return };
+        let Some(marks) = found.marks else {
+            // Not watched before the call; if it is now, the engine may have read it before or behind the change.
+            return mark_all(Some(Found { marks: WATCH.find(found.dev, found.ino), ..found }));
+        };
+        let Some(result) = result else {
+            return mark_all(self.found);
+        };
+        let ledger = &WATCH.ledger;
+        match self.change {
+            Change::Resize { len, .. } => {
+                marks.mark_tail(ledger, u64::try_from(len).unwrap_or(0).min(found.size), 1)
+            }
+            Change::Allocate { mode, at, len, .. } => mark_allocated(marks, found.size, mode, at, len),
+            Change::WriteAny { .. } => marks.mark_all(ledger),
+            _ => self.mark_written(marks, found.size, result),
+        }
+        marked();
+    }
+
+    fn mark_written(&self, marks: &'static Marks, size: u64, len: u64) {
+        let ledger = &WATCH.ledger;
+        match self.place {
+            Place::At(at) => marks.mark_range(ledger, at, at.saturating_add(len)),
+            _ if self.appends != appends(self.fd) => marks.mark_all(ledger),
+            // Others may have moved the position on meanwhile; if they may have moved it back, nothing is known.
+            Place::Position(before) if !WATCH.seeking.moved_since(self.seeking, 0) => match position(self.fd)
+            {
+                Some(after) if after >= before.saturating_add(len) => marks.mark_range(ledger, before, after),
+                _ => marks.mark_all(ledger),
+            },
+            Place::Position(_) => marks.mark_all(ledger),
+            Place::End if !WATCH.shrinking.moved_since(self.shrinking, 0) => {
+                marks.mark_tail(ledger, size, len)
+            }
+            Place::End | Place::Anywhere => marks.mark_all(ledger),
+        }
+    }
+}
+
+/// Marks what fallocate(2) changes: holes and zeros in the range, everything behind it where the file is shifted, and
+/// the size.
+fn mark_allocated(marks: &'static Marks, size: u64, mode: c_int, at: i64, len: i64) {
+    let ledger = &WATCH.ledger;
+    let at = u64::try_from(at).unwrap_or(0);
+    let end = at.saturating_add(u64::try_from(len).unwrap_or(0));
+    if mode & (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) != 0 {
+        marks.mark_tail(ledger, at, 1);
+    } else if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
+        // A range that passes the end is a tail, however long it claims to be.
+        match end > size {
+            true => marks.mark_tail(ledger, at.min(size), size.saturating_sub(at)),
+            false => marks.mark_range(ledger, at, end),
+        }
+        marks.mark_flags(ledger, extents::ATTRIBUTES);
+    } else if mode & !(libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_UNSHARE_RANGE) == 0 {
+        // Plain allocation changes no byte that was there; the size is looked at whenever a file is.
+        marks.mark_flags(ledger, extents::ATTRIBUTES);
+    } else {
+        marks.mark_all(ledger);
+    }
+}
+
+impl ResizePath {
+    fn mark(&self) {
+        if WATCH.names.moved_since(self.names, 0) {
+            WATCH.crossings.report(crossings::DATA);
+        }
+        match self.found {
+            Some(found) => {
+                if let Some(marks) = found.marks.or_else(|| WATCH.find(found.dev, found.ino)) {
+                    marks.mark_tail(&WATCH.ledger, self.len.min(found.size), 1);
+                    marked();
+                }
+            }
+            None => WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA),
+        }
+    }
+}
+
+impl Names {
+    fn mark(&self, result: Option<u64>) {
+        for (found, flags) in self.touched.iter().flatten() {
+            mark_flags(found, *flags);
+        }
+        if self.opened {
+            match result.and_then(|fd| RawFd::try_from(fd).ok()) {
+                Some(fd) => mark_all(Found::descriptor(fd, State::Open)),
+                None => mark_all(self.touched[1].map(|(found, _)| found)),
+            }
+        }
+        if self.is_missing {
+            WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES);
+        }
+        if let Some((names, own)) = self.names
+            && WATCH.names.moved_since(names, own)
+        {
+            WATCH.crossings.report(crossings::NAMES);
+            // An `open` that found a file may have had to make it.
+            let directories =
+                self.touched.iter().flatten().filter(|(found, _)| found.kind == FileType::Directory);
+            directories.for_each(|(found, _)| mark_flags(found, extents::ENTRIES));
+        }
+    }
+}
+
+fn mark_flags(found: &Found, flags: u32) {
+    if flags != 0
+        && let Some(marks) = found.marks.or_else(|| WATCH.find(found.dev, found.ino))
+    {
+        marks.mark_flags(&WATCH.ledger, flags);
+        marked();
+    }
+}
+
+fn mark_all(found: Option<Found>) {
+    if let Some(marks) = found.and_then(|found| found.marks.or_else(|| WATCH.find(found.dev, found.ino))) {
+        marks.mark_all(&WATCH.ledger);
+        marked();
+    }
+}
+
+fn marked() {
+    WATCH.marked.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Whether the descriptor is in append mode now (F_SETFL may change it at any time).
+fn appends(fd: RawFd) -> bool {
+    flags(fd).is_none_or(|flags| flags.contains(OFlags::APPEND))
+}
+
+fn flags(fd: RawFd) -> Option<OFlags> {
+    rustix::fs::fcntl_getfl(sys::raw::borrow(fd)?).ok()
+}
+
+fn position(fd: RawFd) -> Option<u64> {
+    rustix::fs::seek(sys::raw::borrow(fd)?, SeekFrom::Current(0)).ok()
+}
+
+/// A path of the host's in a buffer of ours.
+struct PathText<'a> {
+    dir: RawFd,
+    buffer: &'a mut [u8; PATH_MAX],
+    len: usize,
+}
+
+impl<'a> PathText<'a> {
+    fn read(at: At, buffer: &'a mut [u8; PATH_MAX]) -> Option<PathText<'a>> {
+        let len = sys::raw::read_path(at.path as *const c_char, buffer).ok()?;
+        Some(PathText { dir: at.dir, buffer, len })
+    }
+
+    fn as_c_str(&self, len: usize) -> Option<&CStr> {
+        CStr::from_bytes_with_nul(self.buffer.get(..=len)?).ok()
+    }
+
+    /// What the path names; the symbolic link itself unless `follow`.
+    fn target(&self, state: State, follow: bool) -> Option<Found> {
+        let flags = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+        Found::look(self.dir, self.as_c_str(self.len)?, flags, state)
+    }
+
+    /// What the path names, which is about to get or lose a name.
+    fn named(&self, state: State, follow: bool) -> Option<(Found, u32)> {
+        self.target(state, follow).map(|found| (found, extents::EXAMINE))
+    }
+
+    /// The directory that the path's last component lies in.
+    fn parent(&mut self, state: State) -> Option<(Found, u32)> {
+        let end = self.buffer[..self.len].iter().rposition(|&b| b != b'/').map_or(0, |last| last + 1);
+        let slash = self.buffer[..end].iter().rposition(|&b| b == b'/');
+        let found = match slash {
+            None => Found::look(self.dir, c".", AtFlags::empty(), state),
+            Some(0) => Found::look(self.dir, c"/", AtFlags::empty(), state),
+            Some(at) => {
+                self.buffer[at] = 0;
+                let found =
+                    self.as_c_str(at).and_then(|dir| Found::look(self.dir, dir, AtFlags::empty(), state));
+                self.buffer[at] = b'/';
+                found
+            }
+        };
+        found.map(|found| (found, extents::ENTRIES))
+    }
+}
+
+/// Proves that the hooks of one adapter are in force; returns [`Error::HookNotLive`](crate::Error::HookNotLive) if not.
+pub type Proof = fn() -> crate::Result<()>;
+
+static PROOFS: parking_lot::Mutex<Vec<Proof>> = parking_lot::Mutex::new(Vec::new());
+
+/// Registers an adapter: every session calls `proof` while it arms, on the thread that calls
+/// [`Backup::start`](crate::Backup::start), and fails if it fails. Registering one proof twice has no effect.
+pub fn register(proof: Proof) {
+    prepare();
+    let mut proofs = PROOFS.lock();
+    if !proofs.iter().any(|&known| std::ptr::fn_addr_eq(known, proof)) {
+        proofs.push(proof);
+    }
+}
+
+/// Runs every registered proof.
+pub(crate) fn prove() -> crate::Result<()> {
+    let proofs = PROOFS.lock().clone();
+    proofs.into_iter().try_for_each(|proof| proof())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn an_ordinary_call_does_not_have_everything_looked_at() {
+        let file = tempfile::tempfile().expect("a file");
+        let gate = registry::prepare().expect("a gate");
+        let slot = registry::slot().expect("a slot");
+        gate.set(State::Open);
+        let inside = slot.enter(Word::descriptor(file.as_raw_fd()));
+        let path = c"/proc/self/no-such-file";
+        for change in [
+            Change::Write { fd: file.as_raw_fd() },
+            Change::Attributes { fd: file.as_raw_fd() },
+            Change::Open { file: At::cwd(path.as_ptr()), flags: libc::O_CREAT },
+        ] {
+            let pending = wait_and_look(&inside, gate, change).expect("a session");
+            assert!(!pending.is_blind(), "{change:?}");
+            pending.forget();
+        }
+        gate.set(State::Idle);
+        assert!(!WATCH.crossings.any());
+    }
+}

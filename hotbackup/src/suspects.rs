@@ -1,0 +1,244 @@
+//! Files that may change without a captured call: who else holds them open for writing, or has them mapped.
+//!
+//! Looked for before each try of the cut and once more behind it. Such a file is copied whole in the freeze. Between
+//! two looks, fanotify tells which other process closed a file that it had open for writing, where it is permitted.
+
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, openat, statx};
+
+use crate::beneath;
+use crate::conductor::Engine;
+use crate::copier::Side;
+use crate::error::Result;
+use crate::extents::Marks;
+use crate::intercept::device;
+use crate::registry::WATCH;
+use crate::sys;
+use crate::tree::NodeId;
+
+/// What makes a file suspect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Another process has it open for writing.
+    Process(u32),
+    /// This process has mapped it shared and writable.
+    Mapping,
+}
+
+/// A file that has been found to be written in some way.
+struct Written {
+    marks: &'static Marks,
+    /// Tells its inode from another of the same number: other processes' files get the numbers of files that are gone.
+    handle: u64,
+    way: Way,
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Way::Process(pid) => {
+                // A process that has ended has no name any more.
+                match read(&format!("/proc/{pid}/comm")) {
+                    Some(name) => write!(f, "process {pid} ({})", name.trim())?,
+                    None => write!(f, "process {pid}")?,
+                }
+                f.write_str(", which had it open for writing")
+            }
+            Way::Mapping => f.write_str("a shared writable mapping of this process"),
+        }
+    }
+}
+
+impl Engine<'_> {
+    /// Finds the files of the sources that may change without a trace. Returns the new ones.
+    pub(crate) fn suspect_writers(&mut self) -> Result<Vec<NodeId>> {
+        let mut found = Vec::new();
+        writers(&mut found);
+        mappings(&mut found);
+        self.heed_fanotify();
+        found.append(&mut self.fanotify.closed);
+        let mut fresh = Vec::new();
+        for Written { marks, handle, way } in found {
+            let id = marks.node();
+            let Some(node) = self.tree.get(id) else { continue };
+            if node.handle != handle || node.suspect || node.excluded || !node.is_file() {
+                continue;
+            }
+            self.tree.node_mut(id).suspect = true;
+            self.suspects.push(id);
+            fresh.push(id);
+            marks.mark_all(&WATCH.ledger);
+            let path = self.path_of(id, Side::Source);
+            let text = match way {
+                Way::Mapping => {
+                    "is mapped: its copy is as consistent as the program keeps the mapping".into()
+                }
+                Way::Process(_) => format!("was also being written by {way}; it was copied whole at the cut"),
+            };
+            self.warn(Some(path), text);
+        }
+        Ok(fresh)
+    }
+}
+
+impl Engine<'_> {
+    /// Reads what fanotify has to tell, before its queue is full. If it was, every file is copied again.
+    pub(crate) fn heed_fanotify(&mut self) {
+        if self.fanotify.read() {
+            self.copy_everything_again();
+            self.warn(None, "more files were closed than the kernel could tell of: all were copied again");
+        }
+    }
+
+    fn copy_everything_again(&mut self) {
+        for id in self.tree.ids() {
+            let node = self.tree.node_mut(id);
+            if node.missing {
+                node.is_uncertain = true;
+            } else if node.is_file() && !node.replaced && !node.excluded {
+                node.marks.mark_all(&WATCH.ledger);
+            }
+        }
+    }
+}
+
+/// Files that other processes have open for writing (proc_pid_fd(5), proc_pid_fdinfo(5)).
+fn writers(found: &mut Vec<Written>) {
+    let own = sys::raw::getpid();
+    for pid in numbers("/proc") {
+        if pid == own {
+            continue;
+        }
+        for fd in numbers(&format!("/proc/{pid}/fd")) {
+            let Some((marks, handle)) = watched(format!("/proc/{pid}/fd/{fd}").as_bytes()) else {
+                continue;
+            };
+            if is_writable(pid, fd) {
+                found.push(Written { marks, handle, way: Way::Process(pid) });
+            }
+        }
+    }
+}
+
+/// The names in a directory of /proc that are numbers; none if it cannot be read.
+pub(crate) fn numbers(path: &str) -> Vec<u32> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = openat(CWD, path, flags, Mode::empty()) else {
+        return Vec::new();
+    };
+    let Ok(entries) = Dir::read_from(&directory) else {
+        return Vec::new();
+    };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok()).collect()
+}
+
+/// The flags that a descriptor was opened with and given since. `table` is where in /proc it stands.
+pub(crate) fn flags_of_descriptor(table: &str, fd: u32) -> Option<u32> {
+    let info = read(&format!("{table}/fdinfo/{fd}"))?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    u32::from_str_radix(flags.trim(), 8).ok()
+}
+
+fn is_writable(pid: u32, fd: u32) -> bool {
+    flags_of_descriptor(&format!("/proc/{pid}"), fd).is_none_or(|flags| {
+        flags & libc::O_ACCMODE.cast_unsigned() != 0 && flags & libc::O_PATH.cast_unsigned() == 0
+    })
+}
+
+/// The marks of the file at a path, if the session watches one of its number, and what tells it from another.
+fn watched(path: &[u8]) -> Option<(&'static Marks, u64)> {
+    let path = OsStr::from_bytes(path);
+    let wanted = StatxFlags::INO | StatxFlags::TYPE;
+    let found = statx(CWD, path, AtFlags::empty(), wanted).ok()?;
+    let marks = WATCH.find(device(&found), found.stx_ino)?;
+    let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    Some((marks, beneath::examine(file.as_fd(), c"", wanted).ok()?.1))
+}
+
+/// Files that this process has mapped shared and writable (proc_pid_maps(5)).
+fn mappings(found: &mut Vec<Written>) {
+    let Some(maps) = read("/proc/self/maps") else {
+        return;
+    };
+    for line in maps.lines() {
+        let mut words = line.splitn(6, ' ');
+        let mode = words.nth(1).unwrap_or_default();
+        let path = words.nth(3).unwrap_or_default().trim_start();
+        if mode.len() == 4
+            && mode.as_bytes()[1] == b'w'
+            && mode.as_bytes()[3] == b's'
+            && let Some((marks, handle)) = watched(path.as_bytes())
+        {
+            found.push(Written { marks, handle, way: Way::Mapping });
+        }
+    }
+}
+
+pub(crate) fn read(path: &str) -> Option<String> {
+    let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut bytes = Vec::new();
+    let mut piece = [0u8; 8192];
+    loop {
+        match rustix::io::read(&file, &mut piece).ok()? {
+            0 => return Some(String::from_utf8_lossy(&bytes).into_owned()),
+            got => bytes.extend_from_slice(&piece[..got]),
+        }
+    }
+}
+
+/// Tells of files that another process had open for writing and closed (fanotify(7)).
+pub(crate) struct Fanotify {
+    group: Option<OwnedFd>,
+    /// Those told of and not dealt with yet.
+    closed: Vec<Written>,
+    /// Events were lost.
+    pub(crate) overflowed: bool,
+}
+
+impl Fanotify {
+    /// Watches the filesystems of the sources, as far as this process may.
+    pub(crate) fn watch(sources: &[PathBuf]) -> Fanotify {
+        let group = sys::raw::fanotify_group().ok();
+        let all = group.as_ref().is_some_and(|group| {
+            sources.iter().all(|source| {
+                let path = std::ffi::CString::new(source.as_os_str().as_bytes()).unwrap_or_default();
+                sys::raw::fanotify_closed_writes(group.as_fd(), &path).is_ok()
+            })
+        });
+        Fanotify { group: group.filter(|_| all), closed: Vec::new(), overflowed: false }
+    }
+
+    /// Need not be told of the copies of ours that will lie in a directory. Where it cannot be told so, they are skipped when
+    /// it tells of them, which takes longer.
+    pub(crate) fn ignore(&self, parent: BorrowedFd<'_>, directory: &CStr) {
+        if let Some(group) = &self.group {
+            let _ = sys::raw::fanotify_ignore(group.as_fd(), parent, directory);
+        }
+    }
+
+    /// Takes all events that wait; true if some were lost.
+    fn read(&mut self) -> bool {
+        let Some(group) = &self.group else { return false };
+        let own = sys::raw::getpid();
+        let mut lost = false;
+        sys::raw::fanotify_read(group.as_fd(), |file, pid| match file {
+            None => lost = true,
+            Some(_) if pid == own => {}
+            Some(file) => {
+                let wanted = StatxFlags::INO | StatxFlags::TYPE;
+                let Ok((found, handle)) = beneath::examine(file, c"", wanted) else { return };
+                let Some(marks) = WATCH.find(device(&found), found.stx_ino) else { return };
+                let told = |known: &Written| std::ptr::eq(known.marks, marks) && known.handle == handle;
+                if !self.closed.iter().any(told) {
+                    self.closed.push(Written { marks, handle, way: Way::Process(pid) });
+                }
+            }
+        });
+        self.overflowed |= lost;
+        lost
+    }
+}

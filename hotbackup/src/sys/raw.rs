@@ -1,0 +1,394 @@
+//! System calls that rustix does not offer, made without libc, which may be hooked.
+
+use std::ffi::{c_char, c_void};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::thread::{MembarrierCommand, membarrier as sys_membarrier};
+use syscalls::{Sysno, syscall};
+
+fn errno(e: syscalls::Errno) -> Errno {
+    Errno::from_raw_os_error(e.into_raw())
+}
+
+/// Registers this process for [`membarrier`]. False if the kernel does not allow it.
+pub(crate) fn can_fence() -> bool {
+    sys_membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
+        && sys_membarrier(MembarrierCommand::PrivateExpedited).is_ok()
+}
+
+/// Makes every thread of the process pass a full fence (16 us were seen).
+pub(crate) fn membarrier() {
+    // `can_fence` has tried it; the kernel knows no other reason to refuse.
+    let _ = sys_membarrier(MembarrierCommand::PrivateExpedited);
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+}
+
+/// The process id as the kernel knows it: in a vfork child it differs from the parent's though memory is shared.
+#[inline]
+pub(crate) fn getpid() -> u32 {
+    rustix::process::getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// The thread id.
+pub(crate) fn gettid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Copies the NUL-terminated string at `path` into `buffer` by way of the kernel, so that a bad pointer is an error
+/// and not a fault. Returns its length without the NUL.
+pub(crate) fn read_path(path: *const c_char, buffer: &mut [u8]) -> Result<usize, Errno> {
+    read_path_of(getpid(), path as usize, buffer)
+}
+
+/// Whether [`read_path`] works here: a sandbox may forbid it.
+pub(crate) fn can_read_paths() -> bool {
+    read_path(c"/".as_ptr(), &mut [0; 8]) == Ok(1)
+}
+
+fn read_path_of(pid: u32, address: usize, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let mut have = 0;
+    while have < buffer.len() {
+        // Never reads across a page boundary in one go: what lies behind the string may not be mapped.
+        let from = address.checked_add(have).ok_or(Errno::FAULT)?;
+        let piece = (4096 - from % 4096).min(buffer.len() - have).min(if have == 0 { 256 } else { 4096 });
+        let local = libc::iovec { iov_base: buffer[have..].as_mut_ptr().cast::<c_void>(), iov_len: piece };
+        let remote = libc::iovec { iov_base: from as *mut c_void, iov_len: piece };
+        // SAFETY: the kernel writes at most `piece` bytes to the buffer, and refuses a remote address that is not
+        // readable.
+        let got =
+            unsafe { syscall!(Sysno::process_vm_readv, pid, &raw const local, 1, &raw const remote, 1, 0) }
+                .map_err(errno)?;
+        if let Some(end) = buffer[have..have + got].iter().position(|&b| b == 0) {
+            return Ok(have + end);
+        }
+        have += got;
+        if got == 0 {
+            return Err(Errno::FAULT);
+        }
+    }
+    Err(Errno::NAMETOOLONG)
+}
+
+/// Gives the calling thread a descriptor table of its own, with nothing in it (close_range(2)).
+pub(crate) fn leave_descriptor_table() -> Result<(), Errno> {
+    const CLOSE_RANGE_UNSHARE: u32 = 2;
+    // SAFETY: takes no pointers. The descriptors closed are those of a private copy of the table, which only the
+    // calling engine thread sees and which nothing has been opened in.
+    unsafe { syscall!(Sysno::close_range, 0u32, u32::MAX, CLOSE_RANGE_UNSHARE) }.map(drop).map_err(errno)
+}
+
+/// Gives the calling thread a current directory and umask of its own.
+pub(crate) fn leave_current_directory() -> Result<(), Errno> {
+    // SAFETY: takes no pointers; unsharing CLONE_FS has no effect on memory or descriptors.
+    unsafe { syscall!(Sysno::unshare, libc::CLONE_FS) }.map(drop).map_err(errno)
+}
+
+/// Starts writing out, without waiting, what is dirty in a range (sync_file_range(2)); with `wait`, waits for it too.
+pub(crate) fn write_out(fd: BorrowedFd<'_>, at: u64, len: u64, wait: bool) -> Result<(), Errno> {
+    const WAIT_BEFORE: u32 = 1;
+    const WRITE: u32 = 2;
+    const WAIT_AFTER: u32 = 4;
+    let flags = if wait { WAIT_BEFORE | WRITE | WAIT_AFTER } else { WRITE };
+    // SAFETY: takes no pointers.
+    unsafe { syscall!(Sysno::sync_file_range, fd.as_raw_fd(), at, len, flags) }.map(drop).map_err(errno)
+}
+
+/// How many pages of a range are in the cache (cachestat(2), since Linux 6.5).
+pub(crate) fn cached_pages(fd: BorrowedFd<'_>, at: u64, len: u64) -> Result<u64, Errno> {
+    let range = [at, len];
+    // Resident, dirty, under writeback, evicted, evicted of late.
+    let mut counts = [0u64; 5];
+    // SAFETY: the kernel reads the two words of `range` and writes the five of `counts`.
+    unsafe { syscall!(Sysno::cachestat, fd.as_raw_fd(), range.as_ptr(), counts.as_mut_ptr(), 0) }
+        .map_err(errno)?;
+    Ok(counts[0])
+}
+
+/// What tells one inode from a later one of the same number: a digest of its file handle (name_to_handle_at(2)), which
+/// holds the inode's generation. `None` where the filesystem has no handles.
+pub(crate) fn handle_digest(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Option<u64> {
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; 128],
+    }
+    let mut handle = Handle { bytes: 128, kind: 0, data: [0; 128] };
+    let mut mount = MaybeUninit::<i32>::uninit();
+    // SAFETY: the kernel writes at most `bytes` bytes behind the header and one int to `mount`.
+    unsafe {
+        syscall!(
+            Sysno::name_to_handle_at,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            &raw mut handle,
+            mount.as_mut_ptr(),
+            if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 }
+        )
+    }
+    .ok()?;
+    let len = (handle.bytes as usize).min(128);
+    Some(xxhash_rust::xxh3::xxh3_64_with_seed(&handle.data[..len], handle.kind.cast_unsigned().into()))
+}
+
+/// Borrows a descriptor number of the host's for system calls that are safe on any number.
+#[inline]
+pub(crate) fn borrow(fd: RawFd) -> Option<BorrowedFd<'static>> {
+    if fd < 0 && fd != libc::AT_FDCWD {
+        return None;
+    }
+    // SAFETY: -1 is excluded. The number may be closed or reused at any time; it is only used for statx, lseek with
+    // SEEK_CUR and F_GETFL, which then fail or describe another file, and callers are prepared for both.
+    Some(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// A descriptor of an engine thread's table that stays open until the last thread that shares the table has ended.
+pub(crate) fn keep_open(file: OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: nobody owns the descriptor any more, so nobody closes it; it goes with its table. In another table the number
+    // may be another file's or nobody's, which memory safety does not depend on.
+    unsafe { BorrowedFd::borrow_raw(file.into_raw_fd()) }
+}
+
+/// Whether a thread of this process exists.
+pub(crate) fn thread_exists(tid: u32) -> bool {
+    // SAFETY: signal 0 sends nothing and takes no pointers.
+    let sent = unsafe { syscall!(Sysno::tgkill, getpid(), tid, 0) };
+    sent != Err(syscalls::Errno::ESRCH)
+}
+
+/// Where the calling thread's alternate signal stack lies.
+pub(crate) enum AlternateStack {
+    /// The thread runs on it now.
+    Active,
+    /// It has one, and does not run on it.
+    Inactive {
+        /// Its lowest address.
+        from: u64,
+        /// Behind its highest.
+        to: u64,
+    },
+    /// It has none.
+    None,
+}
+
+/// Whether the calling thread runs on its alternate signal stack (sigaltstack(2)).
+pub(crate) fn alternate_stack() -> AlternateStack {
+    let mut stack = MaybeUninit::<libc::stack_t>::zeroed();
+    // SAFETY: a null new stack changes nothing; the old one is written to `stack`, for which zeros are valid too.
+    let stack = unsafe {
+        let _ = syscall!(Sysno::sigaltstack, std::ptr::null::<libc::stack_t>(), stack.as_mut_ptr());
+        stack.assume_init()
+    };
+    if stack.ss_flags & libc::SS_ONSTACK != 0 {
+        AlternateStack::Active
+    } else if stack.ss_flags & libc::SS_DISABLE != 0 || stack.ss_size == 0 {
+        AlternateStack::None
+    } else {
+        AlternateStack::Inactive { from: stack.ss_sp as u64, to: stack.ss_sp as u64 + stack.ss_size as u64 }
+    }
+}
+
+/// The monotonic clock in nanoseconds, without a system call where the kernel maps it.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+/// The wall clock in nanoseconds since the epoch.
+pub(crate) fn realtime_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// A path under /proc, put together without allocating.
+struct ProcPath {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl ProcPath {
+    fn new() -> ProcPath {
+        ProcPath { bytes: [0; 64], len: 0 }
+    }
+
+    fn text(mut self, text: &str) -> ProcPath {
+        self.bytes[self.len..self.len + text.len()].copy_from_slice(text.as_bytes());
+        self.len += text.len();
+        self
+    }
+
+    fn number(mut self, number: u32) -> ProcPath {
+        let mut digits = [0u8; 10];
+        let mut at = digits.len();
+        let mut left = number;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (left % 10) as u8;
+            left /= 10;
+            if left == 0 {
+                break;
+            }
+        }
+        let digits = &digits[at..];
+        self.bytes[self.len..self.len + digits.len()].copy_from_slice(digits);
+        self.len += digits.len();
+        self
+    }
+
+    fn as_c_str(&self) -> &std::ffi::CStr {
+        // At most 60 bytes are ever put together, so a NUL is left.
+        std::ffi::CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+}
+
+fn kind_of(path: &std::ffi::CStr) -> Option<rustix::fs::FileType> {
+    use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::TYPE).ok()?;
+    Some(FileType::from_raw_mode(found.stx_mode.into()))
+}
+
+/// What kind of file the descriptor `fd` of the host's thread `tid` refers to. Allocates nothing.
+pub(crate) fn kind_of_descriptor(tid: u32, fd: RawFd) -> Option<rustix::fs::FileType> {
+    let path =
+        ProcPath::new().text("/proc/self/task/").number(tid).text("/fd/").number(u32::try_from(fd).ok()?);
+    kind_of(path.as_c_str())
+}
+
+/// What kind of file the path at `address` names, as seen by thread `tid`, which waits in a call with it. Allocates
+/// nothing.
+pub(crate) fn kind_of_path(tid: u32, address: usize) -> Option<rustix::fs::FileType> {
+    use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, open, statx};
+    let mut buffer = [0u8; 4096];
+    let len = read_path_of(getpid(), address, &mut buffer).ok()?;
+    let name = std::ffi::CStr::from_bytes_with_nul(&buffer[..=len]).ok()?;
+    let base = ProcPath::new().text("/proc/self/task/").number(tid);
+    let base = match openat_directory(tid, address) {
+        Some(fd) => base.text("/fd/").number(fd),
+        None => base.text("/cwd"),
+    };
+    let dir = open(base.as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let found = statx(&dir, name, AtFlags::empty(), StatxFlags::TYPE).ok()?;
+    Some(FileType::from_raw_mode(found.stx_mode.into()))
+}
+
+/// The directory's descriptor, if thread `tid` waits in an openat(2) with the path at `address` (proc_pid_syscall(5)).
+fn openat_directory(tid: u32, address: usize) -> Option<u32> {
+    use rustix::fs::{Mode, OFlags, open};
+    let path = ProcPath::new().text("/proc/self/task/").number(tid).text("/syscall");
+    let file = open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = [0u8; 256];
+    let len = rustix::io::read(&file, &mut text).ok()?;
+    let mut words = std::str::from_utf8(&text[..len]).ok()?.split(' ');
+    let number: i64 = words.next()?.parse().ok()?;
+    let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let (directory, path) = (argument()?, argument()?);
+    let matches = number == libc::SYS_openat && path == address as u64;
+    // AT_FDCWD is negative.
+    u32::try_from(directory).ok().filter(|&fd| matches && i32::try_from(fd).is_ok())
+}
+
+/// Sets the mode of the entry `name` of `directory`, never of what a link points to (fchmodat2, since Linux 6.6).
+pub(crate) fn chmod_entry(directory: BorrowedFd<'_>, name: &std::ffi::CStr, mode: u32) -> Result<(), Errno> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `name` is NUL-terminated and only read.
+    unsafe { syscall!(Sysno::fchmodat2, directory.as_raw_fd(), name.as_ptr(), mode, flags) }
+        .map(drop)
+        .map_err(errno)
+}
+
+/// A fanotify group whose events open the file they are about (fanotify_init(2)).
+pub(crate) fn fanotify_group() -> Result<OwnedFd, Errno> {
+    // Our own copies are told of as well, thousands at once: the usual length of the queue would lose some.
+    let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_QUEUE;
+    let event_flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: takes no pointers.
+    let opened = unsafe { syscall!(Sysno::fanotify_init, flags, event_flags) };
+    let opened = match opened {
+        Err(syscalls::Errno::EINVAL) => {
+            let event_flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_LARGEFILE;
+            // SAFETY: takes no pointers.
+            unsafe { syscall!(Sysno::fanotify_init, flags, event_flags) }
+        }
+        opened => opened,
+    };
+    let fd = opened.map_err(errno)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) })
+}
+
+/// Has `group` told of every file of the filesystem at `path` that is closed after having been open for writing.
+pub(crate) fn fanotify_closed_writes(group: BorrowedFd<'_>, path: &std::ffi::CStr) -> Result<(), Errno> {
+    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+    // SAFETY: `path` is NUL-terminated and only read.
+    unsafe {
+        syscall!(
+            Sysno::fanotify_mark,
+            group.as_raw_fd(),
+            flags,
+            libc::FAN_CLOSE_WRITE,
+            libc::AT_FDCWD,
+            path.as_ptr()
+        )
+    }
+    .map(drop)
+    .map_err(errno)
+}
+
+/// Has `group` not told of what lies in the directory `name` of `parent` (since Linux 6.0). The kernel may forget it.
+pub(crate) fn fanotify_ignore(
+    group: BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
+    name: &std::ffi::CStr,
+) -> Result<(), Errno> {
+    // linux/fanotify.h
+    const FAN_MARK_EVICTABLE: u32 = 0x200;
+    const FAN_MARK_IGNORE: u32 = 0x400;
+    let flags = libc::FAN_MARK_ADD
+        | libc::FAN_MARK_ONLYDIR
+        | libc::FAN_MARK_DONT_FOLLOW
+        | libc::FAN_MARK_IGNORED_SURV_MODIFY
+        | FAN_MARK_EVICTABLE
+        | FAN_MARK_IGNORE;
+    let events = libc::FAN_CLOSE_WRITE | libc::FAN_EVENT_ON_CHILD;
+    // SAFETY: `name` is NUL-terminated and only read.
+    unsafe {
+        syscall!(Sysno::fanotify_mark, group.as_raw_fd(), flags, events, parent.as_raw_fd(), name.as_ptr())
+    }
+    .map(drop)
+    .map_err(errno)
+}
+
+/// Reads all events that wait in a fanotify group, and closes the files they opened. `event` is told the file, if
+/// there is one (an overflow of the queue has none), and the process.
+pub(crate) fn fanotify_read(group: BorrowedFd<'_>, mut event: impl FnMut(Option<BorrowedFd<'_>>, u32)) {
+    const EVENT: usize = size_of::<libc::fanotify_event_metadata>();
+    let mut buffer = [0u64; 1024];
+    while let Ok(len) = {
+        // SAFETY: any bytes are valid for `u64`s, and the kernel writes at most the buffer's length.
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), size_of_val(&buffer)) };
+        rustix::io::read(group, bytes)
+    } {
+        let mut at = 0;
+        while at + EVENT <= len {
+            // SAFETY: the kernel has written a whole event at this place; it may be unaligned.
+            let metadata = unsafe {
+                buffer.as_ptr().cast::<u8>().add(at).cast::<libc::fanotify_event_metadata>().read_unaligned()
+            };
+            let pid = metadata.pid.cast_unsigned();
+            if metadata.fd >= 0 {
+                // SAFETY: the kernel has opened this descriptor for us with the event.
+                let file = unsafe { OwnedFd::from_raw_fd(metadata.fd) };
+                event(Some(file.as_fd()), pid);
+            } else if metadata.mask & libc::FAN_Q_OVERFLOW != 0 {
+                event(None, pid);
+            }
+            at += (metadata.event_len as usize).max(EVENT);
+        }
+        if len == 0 {
+            return;
+        }
+    }
+}

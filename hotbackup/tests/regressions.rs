@@ -1,0 +1,326 @@
+//! Defects that were found once stay mended.
+//!
+//! Method: every test is named after the symptom of one defect and sets up the few calls that showed it, most of them in
+//! `before_cut`, when nothing but the marks can tell the engine of a change. Then the copy is compared with the source, or
+//! the report is looked at. Where a test waits, it is for files to be old enough that they are not copied again for their
+//! youth alone.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::calls::{self, Name};
+use common::tree::{Compare, Tree};
+use common::{Place, Scratch, run};
+use hotbackup::intercept::{Change, around};
+use hotbackup::{Backup, Report, Session, Throttle};
+
+fn place(test: &str) -> Place {
+    Place::new(Scratch::new(true), test)
+}
+
+/// A file that is old enough to be judged by its marks alone.
+fn old_file(place: &Place, bytes: &[u8]) -> File {
+    let path = place.source.join("file");
+    fs::write(&path, bytes).expect("a source file");
+    std::thread::sleep(Duration::from_millis(400));
+    File::options().write(true).open(path).expect("the source file")
+}
+
+#[track_caller]
+fn is_copied(place: &Place) {
+    let source = Tree::read(&place.source).expect("the source");
+    let copy = Tree::read_destination(&place.destination).expect("the copy");
+    let differences = source.differences(&copy, Compare { times: false, allocation: false }, 10);
+    assert!(differences.is_empty(), "{differences:#?}");
+}
+
+/// A journal, written in one call and truncated in another: no cut can find it at any other length.
+#[test]
+fn an_interrupted_patch_leaves_no_tail() {
+    let _alone = common::alone();
+    const FULL: usize = 64 << 20;
+    let data = vec![b'J'; FULL];
+    for round in 0..8 {
+        let place = place("tail");
+        let path = place.source.join("journal");
+        let journal = File::create(&path).expect("a journal");
+        let (begun, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !begun.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(calls::pwrite(journal.as_raw_fd(), &data, 0), Ok(FULL as i64));
+                    let asked = Instant::now();
+                    calls::ftruncate(journal.as_raw_fd(), 0).expect("truncated");
+                    // It waited at the gate, so a patch may have been interrupted: leave the journal empty.
+                    if asked.elapsed() > Duration::from_millis(5) {
+                        break;
+                    }
+                }
+            });
+            let backup = place.backup().max_lag(1 << 30).max_stall(Duration::from_millis(45));
+            let outcome = backup.before_cut(|| begun.store(true, Ordering::Relaxed)).start();
+            let outcome = outcome.and_then(Session::finish);
+            begun.store(true, Ordering::Relaxed);
+            stop.store(true, Ordering::Relaxed);
+            outcome
+        });
+        // So short a stall may be too short for a cut.
+        if outcome.is_ok() {
+            let len = fs::metadata(place.destination.join("journal")).expect("the copy").len();
+            assert!(len == 0 || len == FULL as u64, "round {round}: {len} bytes");
+        }
+    }
+}
+
+/// More files than wait for a copier at a time, so that most are still to be handed out when their directory moves.
+#[test]
+fn a_renamed_directory_does_not_escape_the_throttle() {
+    let _alone = common::alone();
+    let place = place("throttle");
+    let old = place.source.join("old");
+    fs::create_dir(&old).expect("a directory");
+    for i in 0..1000 {
+        fs::write(old.join(format!("file {i}")), vec![1; 40 << 10]).expect("a source file");
+    }
+    let [from, to] = ["old", "new"].map(|name| calls::c(place.source.join(name).to_str().expect("ordinary")));
+    let at = |path| Name { dir: libc::AT_FDCWD, path };
+    let begun = Instant::now();
+    let session = place.backup().throttle(Throttle::bytes_per_sec(20 << 20)).start().expect("it starts");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            calls::rename(at(&from), at(&to), 0).expect("renamed");
+        });
+        session.finish().expect("the backup");
+    });
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(1200), "39 MiB at 20 MiB/s took {took:?}");
+    is_copied(&place);
+}
+
+/// Names are excluded, not inodes: which of two names is seen first does not matter.
+#[test]
+fn a_name_left_out_is_judged_anew_when_its_directory_moves() {
+    let _alone = common::alone();
+    let place = place("left out, then moved");
+    fs::create_dir(place.source.join("cache")).expect("a directory");
+    fs::write(place.source.join("cache/file"), b"kept when it is no cache").expect("a file");
+    let moved = place.source.join("data");
+    let backup = place.backup().exclude("^/cache/").before_cut(|| {
+        hotbackup::fs::rename(place.source.join("cache"), &moved).expect("renamed");
+    });
+    run(backup);
+    assert!(place.destination.join("data/file").is_file(), "what is no longer excluded is missing");
+}
+
+/// On ext4 a file gets the number of the link that was removed just before. While the sources are copied their
+/// directories are not listed again.
+#[test]
+fn a_file_in_the_place_of_a_link_is_not_taken_for_it() {
+    let _alone = common::alone();
+    let place = Place::new(Scratch::new(false), "link, then file");
+    let name = |i: i32| place.source.join(format!("name {i}"));
+    for i in 0..50 {
+        std::os::unix::fs::symlink("nowhere", name(i)).expect("a link");
+    }
+    fs::write(place.source.join("large"), vec![b'x'; 2 << 20]).expect("a source file");
+    let session = place.backup().max_lag(1 << 20).throttle(Throttle::bytes_per_sec(2 << 20)).start();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            for text in ["first", "second"] {
+                for i in 0..50 {
+                    if text == "first" {
+                        hotbackup::fs::remove_file(name(i)).expect("removed");
+                    }
+                    hotbackup::fs::write(name(i), text).expect("written");
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        session.and_then(Session::finish).expect("the backup");
+    });
+    is_copied(&place);
+}
+
+#[test]
+fn an_excluded_hard_link_is_left_out_and_the_other_name_is_not() {
+    let _alone = common::alone();
+    let place = place("excluded link");
+    for i in 0..20 {
+        let name = place.source.join(format!("file {i}"));
+        fs::write(&name, b"x").expect("a source file");
+        fs::hard_link(&name, place.source.join(format!("file {i}.bak"))).expect("a hard link");
+    }
+    run(place.backup().exclude(r"\.bak$"));
+    for i in 0..20 {
+        fs::remove_file(place.source.join(format!("file {i}.bak"))).expect("the link goes");
+    }
+    is_copied(&place);
+}
+
+/// The engine has looked at the descriptor, and expects the bytes at an offset; then they go to the end.
+#[test]
+fn append_mode_turned_on_beside_a_pwrite_loses_nothing() {
+    let _alone = common::alone();
+    let place = place("append");
+    let file = old_file(&place, &[b'a'; 8192]);
+    run(place.backup().before_cut(|| {
+        let written = around(Change::WriteAt { fd: file.as_raw_fd(), at: 0 }, || {
+            calls::set_append(file.as_raw_fd(), true).expect("append mode");
+            file.write_at(b"LOST", 0)
+        });
+        assert_eq!(written.expect("written"), 4);
+    }));
+    is_copied(&place);
+    assert_eq!(fs::metadata(place.destination.join("file")).expect("the copy").len(), 8196);
+}
+
+/// A range that is to become zeros can run out of space halfway. A captured write elsewhere explains the file's times.
+#[test]
+fn an_allocation_that_fails_halfway_is_not_taken_for_nothing() {
+    let _alone = common::alone();
+    let place = place("zeros");
+    let file = old_file(&place, &[b'a'; 1 << 20]);
+    let fd = file.as_raw_fd();
+    let zeros = Change::Allocate { fd, mode: libc::FALLOC_FL_ZERO_RANGE, at: 0, len: 1 << 30 };
+    run(place.backup().before_cut(|| {
+        let failed = around(zeros, || {
+            file.write_all_at(&[0; 65536], 0)?;
+            Err::<(), _>(io::Error::from_raw_os_error(libc::ENOSPC))
+        });
+        assert!(failed.is_err());
+        assert_eq!(calls::pwrite(fd, b"C", 900_000), Ok(1));
+    }));
+    is_copied(&place);
+}
+
+/// How long a freeze may take beside a program that never rests.
+const LONGEST: Duration = Duration::from_millis(100);
+
+/// Runs a session while `loads` run, which end when they are told to.
+fn beside(backup: Backup<'_>, loads: &[&(dyn Fn(&AtomicBool) + Sync)]) -> Report {
+    let stop = AtomicBool::new(false);
+    let outcome = std::thread::scope(|scope| {
+        for load in loads {
+            let stop = &stop;
+            scope.spawn(move || load(stop));
+        }
+        let outcome = backup.start().and_then(Session::finish);
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    });
+    outcome.expect("the backup")
+}
+
+#[track_caller]
+fn is_cut_soon(report: &Report) {
+    assert!(report.freeze <= LONGEST, "a freeze of {:?}", report.freeze);
+    assert!(report.cut_attempts <= 3, "{} tries", report.cut_attempts);
+}
+
+fn make_and_remove(path: &Path, stop: &AtomicBool) {
+    let path = calls::c(path.to_str().expect("ordinary"));
+    let name = Name { dir: libc::AT_FDCWD, path: &path };
+    while !stop.load(Ordering::Relaxed) {
+        let fd = calls::openat(name, libc::O_CREAT | libc::O_WRONLY, 0o600).expect("made");
+        calls::close(fd as RawFd).expect("closed");
+        calls::unlink(name, 0).expect("removed");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// It is listed again in every freeze, which must not examine every entry, nor go on when its time is over.
+#[test]
+fn a_large_directory_that_changes_all_the_while_is_cut_soon() {
+    let _alone = common::alone();
+    let place = place("large directory");
+    for i in 0..50_000 {
+        File::create(place.source.join(format!("an entry with a name of some length {i}")))
+            .expect("an entry");
+    }
+    let load = |stop: &AtomicBool| make_and_remove(&place.source.join("comes and goes"), stop);
+    let report = beside(place.backup().max_stall(LONGEST), &[&load]);
+    is_cut_soon(&report);
+    assert!(report.files >= 50_000, "{} files", report.files);
+}
+
+/// Files that are made faster than they are copied.
+#[test]
+fn a_session_ends_while_files_are_made_without_end() {
+    let _alone = common::alone();
+    let place = place("files without end");
+    let threads = AtomicU64::new(0);
+    let make = |stop: &AtomicBool| {
+        let thread = threads.fetch_add(1, Ordering::Relaxed);
+        for directory in 0.. {
+            let directory = place.source.join(format!("{thread}.{directory}"));
+            hotbackup::fs::create_dir(&directory).expect("a directory");
+            for file in 0..1000 {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                hotbackup::fs::write(directory.join(file.to_string()), b"little").expect("a file");
+            }
+        }
+    };
+    beside(place.backup().max_stall(Duration::from_secs(20)), &[&make, &make, &make, &make]);
+}
+
+/// What a caller allows to be owed while files are copied is far more than a freeze can make up for.
+#[test]
+fn a_session_with_a_high_bound_on_the_lag_ends_while_writers_saturate() {
+    const SIZE: usize = 64 << 20;
+    let _alone = common::alone();
+    let place = place("high bound");
+    let path = place.source.join("file");
+    fs::write(&path, vec![1; SIZE]).expect("a source file");
+    let threads = AtomicU64::new(0);
+    let write = |stop: &AtomicBool| {
+        let mut at = threads.fetch_add(1, Ordering::Relaxed);
+        let file = hotbackup::fs::File::options().write(true).open(&path).expect("the source file");
+        let block = vec![at as u8; 1 << 20];
+        while !stop.load(Ordering::Relaxed) {
+            at = (at + 7) % (SIZE as u64 >> 20);
+            file.write_all_at(&block, at << 20).expect("written");
+        }
+    };
+    let backup = place.backup().max_lag(1 << 30).max_stall(Duration::from_secs(20));
+    let report = beside(backup, &[&write, &write, &write, &write]);
+    assert!(report.cut_attempts <= 3, "{} tries", report.cut_attempts);
+}
+
+/// A call that finds names moving beside it may have hit any file; that must not have them all copied in the freeze.
+#[test]
+fn directories_that_are_renamed_beside_calls_on_paths_do_not_hold_up_the_cut() {
+    let _alone = common::alone();
+    let place = place("crossings");
+    let (old, new) = (place.source.join("old"), place.source.join("new"));
+    fs::create_dir(&old).expect("a directory");
+    for i in 0..5_000 {
+        fs::write(place.source.join(i.to_string()), [i as u8; 50_000]).expect("a file");
+    }
+    let rename = |stop: &AtomicBool| {
+        while !stop.load(Ordering::Relaxed) {
+            hotbackup::fs::rename(&old, &new).expect("renamed");
+            hotbackup::fs::rename(&new, &old).expect("renamed back");
+        }
+    };
+    let truncate = |stop: &AtomicBool| {
+        let path = calls::c(place.source.join("0").to_str().expect("ordinary"));
+        for length in (0..10_000).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+            calls::truncate(&path, length).expect("truncated");
+        }
+    };
+    is_cut_soon(&beside(place.backup().max_stall(LONGEST), &[&rename, &truncate]));
+}
