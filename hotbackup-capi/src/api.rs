@@ -1,0 +1,399 @@
+//! The functions of `hotbackup.h`, in the header's order.
+//!
+//! The doc comments here become the header, which is the C programmer's manual. Every function runs inside
+//! `guard`.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::{Mutex, PoisonError};
+
+use hotbackup::{SessionHandle, Throttle};
+
+use crate::guard::{self, Failure, guard};
+use crate::options::{self, Options, copy_in};
+use crate::reports::{Progress, Report, copy_out};
+
+/// What came of a call. The numbers are never reused; later versions may add more. `hotbackup_last_error` says in
+/// words what went wrong, `hotbackup_last_errno` with an error number of the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[allow(missing_docs, reason = "each line of the header says it")]
+pub enum Status {
+    /// It worked.
+    Ok = 0,
+    /// A NULL where none may be, an options struct that makes no sense, an expression that is not valid, no source.
+    InvalidArgument = 1,
+    /// A system call on a file failed; the text names the call and the file.
+    Io = 2,
+    /// Another session runs in this process; it goes on untouched.
+    Busy = 3,
+    /// A source or a destination is not a directory.
+    NotADirectory = 4,
+    /// A destination holds something.
+    NotEmpty = 5,
+    /// A destination holds a backup that did not complete.
+    IncompleteBackup = 6,
+    /// Sources and destinations lie inside each other, are the same, or were given twice.
+    Overlap = 7,
+    /// A source holds a name that the backup needs for itself.
+    ReservedName = 8,
+    /// The backup does not fit and leave the reserve free.
+    NoSpace = 9,
+    /// A callback or hotbackup_cancel ended the session.
+    Cancelled = 10,
+    /// A call of the program would have had to wait longer than max_stall_ms.
+    Stalled = 11,
+    /// The cut did not come about.
+    NoCut = 12,
+    /// A call that had begun before the session did not end.
+    NotArmed = 13,
+    /// The library is not in force for some loaded object, which the text names. If it names the program: preload the
+    /// library or link with it.
+    HookNotLive = 14,
+    /// A file kept being changed by something that cannot be captured.
+    Unseen = 15,
+    /// The directory does not hold a complete backup.
+    NotABackup = 16,
+    /// The manifest is unusable.
+    BadManifest = 17,
+    /// hotbackup_verify found differences.
+    Different = 18,
+    /// The session has been finished already.
+    Finished = 19,
+    /// A defect in hotbackup. The program goes on.
+    Defect = 20,
+}
+
+impl Status {
+    pub(crate) fn of(error: &hotbackup::Error) -> Status {
+        use hotbackup::Error;
+        match error {
+            Error::Io { .. } => Status::Io,
+            Error::Busy => Status::Busy,
+            Error::NoSource | Error::Pattern { .. } => Status::InvalidArgument,
+            Error::SourceNotDirectory { .. } | Error::DestinationNotDirectory { .. } => Status::NotADirectory,
+            Error::DestinationNotEmpty { .. } => Status::NotEmpty,
+            Error::DestinationIncomplete { .. } => Status::IncompleteBackup,
+            Error::Same { .. }
+            | Error::Nested { .. }
+            | Error::Repeated { .. }
+            | Error::DirectoryTwice { .. } => Status::Overlap,
+            Error::ReservedName { .. } => Status::ReservedName,
+            Error::NoSpace { .. } => Status::NoSpace,
+            Error::Cancelled => Status::Cancelled,
+            Error::Stalled { .. } => Status::Stalled,
+            Error::NoCut { .. } => Status::NoCut,
+            Error::NotArmed { .. } => Status::NotArmed,
+            Error::HookNotLive { .. } => Status::HookNotLive,
+            Error::Unseen { .. } => Status::Unseen,
+            Error::NotABackup { .. } => Status::NotABackup,
+            Error::Manifest { .. } => Status::BadManifest,
+            _ => Status::Defect,
+        }
+    }
+}
+
+/// The version of the library, such as "0.1.0". The string lives for ever.
+///
+/// A program that is to work with and without a preloaded library asks dlsym(RTLD_DEFAULT, "hotbackup_version").
+#[unsafe(no_mangle)]
+pub extern "C" fn hotbackup_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// What went wrong in the last call on this thread that failed: one sentence that names the operation, the file and
+/// the reason; "" if none has failed yet. The string lives until the next failing call on this thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn hotbackup_last_error() -> *const c_char {
+    guard::last_error()
+}
+
+/// The error number (errno.h) that says most nearly what went wrong in the last failing call on this thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn hotbackup_last_errno() -> c_int {
+    guard::last_errno()
+}
+
+/// Fills `options` with the defaults; `size` is sizeof(hotbackup_options) as the caller knows it.
+///
+/// Errors: HOTBACKUP_STATUS_INVALID_ARGUMENT if `options` is NULL or `size` is too small to hold `size` itself.
+///
+/// # Safety
+/// `options` is NULL or writable for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_options_init(options: *mut Options, size: usize) -> Status {
+    // SAFETY: the caller says so.
+    guard(|| unsafe { copy_out(&Options::default(), options, size) })
+}
+
+/// Makes one backup and returns when it is complete and on disk, or has failed: hotbackup_start, hotbackup_finish and
+/// hotbackup_free in one call. `report` may be NULL; else its `size` is set.
+///
+/// Callbacks come on the calling thread. Other threads can follow and steer the session by giving NULL for it.
+///
+/// Errors: whatever stood in the way. The program and its files are as if nothing had been; the destination is
+/// untouched if the arguments were at fault, and marked as incomplete otherwise.
+///
+/// # Safety
+/// The pointers are NULL or what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_backup(options: *const Options, report: *mut Report) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        let options = unsafe { copy_in(options) }?;
+        // SAFETY: the strings in the options live until this call returns.
+        let (backup, warn) = unsafe { (options.backup()?, options.warn()) };
+        crate::live::begin();
+        // SAFETY: the caller says so.
+        unsafe { Report::fill(report, &backup.start()?.finish()?, &warn) }
+    })
+}
+
+/// A session: from hotbackup_start to hotbackup_free.
+pub struct Session {
+    handle: SessionHandle,
+    running: Mutex<Option<hotbackup::Session<'static>>>,
+    warn: crate::options::Warn,
+}
+
+/// Begins a session: when this returns, changes are captured, and nothing is copied yet. `*session` is set only on
+/// success; the caller then owes one hotbackup_free. The options and what they point to may go once this has returned,
+/// apart from `user_data`.
+///
+/// Errors: HOTBACKUP_STATUS_BUSY while another session runs; what is wrong with the arguments;
+/// HOTBACKUP_STATUS_HOOK_NOT_LIVE if the library is not in force. No file was changed then.
+///
+/// # Safety
+/// The pointers are NULL or what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_start(options: *const Options, session: *mut *mut Session) -> Status {
+    guard(|| {
+        if session.is_null() {
+            return Err(Failure::argument("session is NULL"));
+        }
+        // SAFETY: the caller says so.
+        let options = unsafe { copy_in(options) }?;
+        // SAFETY: the strings in the options live until this call returns.
+        let (backup, warn) = unsafe { (options.backup()?, options.warn()) };
+        crate::live::begin();
+        let running = backup.start()?;
+        let begun = Session { handle: running.handle(), running: Mutex::new(Some(running)), warn };
+        // SAFETY: it is not NULL, and the caller says that it is writable.
+        unsafe { session.write(Box::into_raw(Box::new(begun))) };
+        Ok(())
+    })
+}
+
+/// Copies, converges, cuts and publishes; returns when the backup is complete and on disk, or has failed. `report` may
+/// be NULL; else its `size` is set. The session stays to be asked until hotbackup_free.
+///
+/// Call it once, from any thread; the callbacks come on that thread.
+///
+/// Errors: whatever stood in the way; HOTBACKUP_STATUS_FINISHED on a second call. The program goes on as if nothing
+/// had been; the destination is marked as incomplete.
+///
+/// # Safety
+/// `session` comes from hotbackup_start and has not been freed; `report` is NULL or what its type says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_finish(session: *mut Session, report: *mut Report) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        let session = unsafe { session.as_ref() }.ok_or_else(|| Failure::argument("session is NULL"))?;
+        let running = session.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let running = running.ok_or_else(|| Failure {
+            status: Status::Finished,
+            errno: libc::EALREADY,
+            text: "the session has been finished already".into(),
+        })?;
+        // SAFETY: the caller says so.
+        unsafe { Report::fill(report, &running.finish()?, &session.warn) }
+    })
+}
+
+/// The handle of `session`, or of the session that runs in this process if it is NULL.
+unsafe fn handle(session: *const Session) -> Result<SessionHandle, Failure> {
+    // SAFETY: the caller says that it is NULL or a live session.
+    match unsafe { session.as_ref() } {
+        Some(session) => Ok(session.handle.clone()),
+        None => hotbackup::current().ok_or_else(|| Failure::argument("no session runs in this process")),
+    }
+}
+
+/// Says how far `session` has come, or, if it is NULL, the session that runs in this process. `progress->size` is set
+/// by the caller; `progress->file` is always NULL here, because the string would have no owner.
+///
+/// From any thread, between hotbackup_start and hotbackup_free.
+///
+/// Errors: HOTBACKUP_STATUS_INVALID_ARGUMENT if `progress` is NULL or no session runs.
+///
+/// # Safety
+/// `session` is NULL or has not been freed; `progress` is NULL or what its type says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_progress_now(session: *const Session, progress: *mut Progress) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        let now = unsafe { handle(session) }?.progress();
+        // SAFETY: the caller says so.
+        unsafe { Progress::fill(progress, &now) }
+    })
+}
+
+/// Bounds what the first copy writes, in bytes per second, at once: HOTBACKUP_UNLIMITED, or 0 to pause the copying
+/// while capture goes on. NULL is the session that runs in this process.
+///
+/// From any thread, between hotbackup_start and hotbackup_free.
+///
+/// Errors: HOTBACKUP_STATUS_INVALID_ARGUMENT if no session runs.
+///
+/// # Safety
+/// `session` is NULL or has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_throttle(session: *const Session, bytes_per_second: u64) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        unsafe { handle(session) }?.set_throttle(Throttle::bytes_per_sec(bytes_per_second));
+        Ok(())
+    })
+}
+
+/// Ends the session soon: hotbackup_finish then returns HOTBACKUP_STATUS_CANCELLED. NULL is the session that runs in
+/// this process.
+///
+/// From any thread, between hotbackup_start and hotbackup_free.
+///
+/// Errors: HOTBACKUP_STATUS_INVALID_ARGUMENT if no session runs.
+///
+/// # Safety
+/// `session` is NULL or has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_cancel(session: *const Session) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        unsafe { handle(session) }?.cancel();
+        Ok(())
+    })
+}
+
+/// Waits until the session has ended, that is until hotbackup_finish is about to return on its thread. `*complete`,
+/// unless `complete` is NULL, becomes 1 if the backup is complete and 0 if not. NULL is the session that runs in this
+/// process.
+///
+/// From any thread but the one that finishes the session, between hotbackup_start and hotbackup_free.
+///
+/// Errors: HOTBACKUP_STATUS_INVALID_ARGUMENT if no session runs.
+///
+/// # Safety
+/// `session` is NULL or has not been freed; `complete` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_wait(session: *const Session, complete: *mut c_int) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        let success = unsafe { handle(session) }?.wait();
+        // SAFETY: the caller says so.
+        if let Some(complete) = unsafe { complete.as_mut() } {
+            *complete = success.into();
+        }
+        Ok(())
+    })
+}
+
+/// Frees a session; NULL is nothing to do. One that was not finished is cancelled, and this returns when its threads
+/// have ended. No other function may be using the session, or use it afterwards.
+///
+/// # Safety
+/// `session` is NULL or comes from hotbackup_start and has not been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_free(session: *mut Session) {
+    guard(|| {
+        if !session.is_null() {
+            // SAFETY: it came from `Box::into_raw`, and the caller frees it once.
+            drop(unsafe { Box::from_raw(session) });
+        }
+        Ok(())
+    });
+}
+
+/// What hotbackup_verify tells about one difference: the path below the backup, and one sentence. Both strings die
+/// when it returns.
+pub type OnDifference =
+    Option<unsafe extern "C-unwind" fn(path: *const c_char, text: *const c_char, user_data: *mut c_void)>;
+
+/// Reads the backup at `directory` again and compares it with the manifest in it. Every difference is told to
+/// `on_difference`, which may be NULL, on the calling thread, and counted in `*differences`, which may be NULL.
+///
+/// Errors: HOTBACKUP_STATUS_DIFFERENT if there are differences; HOTBACKUP_STATUS_NOT_A_BACKUP and
+/// HOTBACKUP_STATUS_BAD_MANIFEST if there is nothing to compare.
+///
+/// # Safety
+/// `directory` is NULL or a string, `differences` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_verify(
+    directory: *const c_char,
+    on_difference: OnDifference,
+    user_data: *mut c_void,
+    differences: *mut u64,
+) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        let directory = unsafe { guard::path(directory, "directory") }?;
+        let found = hotbackup::verify(directory)?;
+        // SAFETY: the caller says so.
+        unsafe { tell_differences(&found, on_difference, user_data, differences) }
+    })
+}
+
+/// The same for a backup whose manifest lies elsewhere: `directories` are its destinations in the order of its pairs,
+/// or, if `count` is 0, those that the manifest names.
+///
+/// # Safety
+/// `manifest` is NULL or a string, `directories` holds `count` strings, `differences` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_verify_with(
+    manifest: *const c_char,
+    directories: *const *const c_char,
+    count: usize,
+    on_difference: OnDifference,
+    user_data: *mut c_void,
+    differences: *mut u64,
+) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        let (manifest, given) = unsafe {
+            (guard::path(manifest, "manifest")?, options::slice(directories, count, "directories")?)
+        };
+        // SAFETY: the caller says so.
+        let paths = given.iter().map(|&path| unsafe { guard::path(path, "a directory") });
+        let found = hotbackup::verify_with(manifest, paths.collect::<Result<Vec<_>, _>>()?)?;
+        // SAFETY: the caller says so.
+        unsafe { tell_differences(&found, on_difference, user_data, differences) }
+    })
+}
+
+/// # Safety
+/// `count` is NULL or writable.
+unsafe fn tell_differences(
+    found: &hotbackup::Verification,
+    on_difference: OnDifference,
+    user_data: *mut c_void,
+    count: *mut u64,
+) -> Result<(), Failure> {
+    let differences = &found.differences;
+    // SAFETY: the caller says so.
+    if let Some(count) = unsafe { count.as_mut() } {
+        *count = differences.len() as u64;
+    }
+    for difference in differences {
+        let (path, text) = (guard::c_path(&difference.path), guard::c_string(difference.text.as_str()));
+        if let Some(tell) = on_difference {
+            // SAFETY: the caller gave a function of this type; the strings live until it returns.
+            unsafe { tell(path.as_ptr(), text.as_ptr(), user_data) };
+        }
+    }
+    match differences.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure {
+            status: Status::Different,
+            errno: libc::EBADMSG,
+            text: format!("{} differences from the manifest, the first: {first}", differences.len()),
+        }),
+    }
+}

@@ -1,0 +1,233 @@
+//! Every libc function that we replace: one row a call, with all its spellings, its prototype, and what it changes.
+//!
+//! A hook says what its call may change and makes the real call through `intercept`; it never touches the arguments
+//! otherwise, so bad ones fail (or crash) as they would without us. A call that changes nothing goes straight through.
+//! What is left out on purpose stands in `left_out.txt` with its reason; a test holds the table against the C library.
+//!
+//! `open` is variadic in C. Its fixed definition here passes the third argument on whether it was given or not, which
+//! is right where variadic integers travel in registers (x86-64 and aarch64 Linux).
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+use hotbackup::intercept::{At, Change, ErrorNumber};
+use libc::{dev_t, gid_t, iovec, mode_t, off64_t, size_t, ssize_t, timespec, timeval, uid_t, utimbuf};
+
+use crate::meaning::{self, Ends, EndsMany, Meaning, Moves};
+use crate::real::{Real, Unavailable};
+
+/// One replaced function.
+pub(crate) struct Hook {
+    pub(crate) name: &'static CStr,
+    pub(crate) ours: unsafe extern "C-unwind" fn(),
+    pub(crate) real: &'static Real,
+}
+
+/// Defines every hook and lists it in [`TABLE`].
+macro_rules! hooks {
+    ($( [$($name:ident)|+] $args:tt -> $result:ty => $meaning:expr $(, or $syscall:ident)?; )*) => {
+        $( hooks!(@each [$($name)+] $args $result, $meaning, [$($syscall)?]); )*
+
+        /// Every replaced function.
+        pub(crate) static TABLE: &[Hook] = &[
+            $( $( Hook {
+                name: c_name(concat!(stringify!($name), "\0")),
+                ours: $name::OURS,
+                real: &$name::REAL,
+            }, )+ )*
+        ];
+    };
+    (@each [$($name:ident)+] $args:tt $result:ty, $meaning:expr, $syscall:tt) => {
+        $( hook!($name $args $result, $meaning, $syscall); )+
+    };
+}
+
+/// Defines one hook in a module of its own name.
+macro_rules! hook {
+    ($name:ident ($($arg:ident: $type:ty),*) $result:ty, $meaning:expr, $syscall:tt) => {
+        mod $name {
+            use super::*;
+
+            type Call = unsafe extern "C-unwind" fn($($type),*) -> $result;
+
+            pub(super) static REAL: Real = Real::new(
+                c_name(concat!(stringify!($name), "\0")),
+                // SAFETY: only the hook below calls it, which turns it back into its own type.
+                unsafe { std::mem::transmute::<Call, unsafe extern "C-unwind" fn()>(missing) },
+            );
+
+            pub(super) const OURS: unsafe extern "C-unwind" fn() =
+                // SAFETY: it is only compared, never called.
+                unsafe { std::mem::transmute::<Call, unsafe extern "C-unwind" fn()>($name) };
+
+            #[allow(unused_variables, reason = "most functions have no system call to fall back on")]
+            unsafe extern "C-unwind" fn missing($($arg: $type),*) -> $result {
+                missing!($syscall $result, $($arg),*)
+            }
+
+            #[cfg_attr(not(test), unsafe(no_mangle))]
+            unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $result {
+                // SAFETY: the address is the C library's function of this name, or `missing`: both have this type.
+                let real = unsafe { std::mem::transmute::<*mut c_void, Call>(REAL.address()) };
+                // SAFETY: the caller keeps the function's contract; its arguments are passed on as they are.
+                Meaning::pass($meaning, move || unsafe { real($($arg),*) })
+            }
+        }
+    };
+}
+
+/// The body of a stand-in: the system call if the row names one, else `ENOSYS`.
+macro_rules! missing {
+    ([] $result:ty, $($arg:ident),*) => {
+        <$result as Unavailable>::unavailable()
+    };
+    ([$syscall:ident] $result:ty, $($arg:ident),*) => {{
+        // SAFETY: the system call takes the function's arguments, which the kernel checks.
+        let result = unsafe { libc::syscall(libc::$syscall, $($arg),*) };
+        result as $result
+    }};
+}
+
+hooks! {
+    // Opening: only what creates or empties a file changes anything.
+    [open | open64 | __open | __open64](path: *const c_char, flags: c_int, mode: mode_t) -> c_int
+        => meaning::opening(At::cwd(path), flags);
+    [__open_2 | __open64_2](path: *const c_char, flags: c_int) -> c_int
+        => meaning::opening(At::cwd(path), flags);
+    [openat | openat64](dir: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int
+        => meaning::opening(At::new(dir, path), flags);
+    [__openat_2 | __openat64_2](dir: c_int, path: *const c_char, flags: c_int) -> c_int
+        => meaning::opening(At::new(dir, path), flags);
+    [creat | creat64](path: *const c_char, mode: mode_t) -> c_int
+        => Change::Open { file: At::cwd(path), flags: libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC };
+    [open_by_handle_at](mount: c_int, handle: *mut c_void, flags: c_int) -> c_int
+        => meaning::opening_by_handle(mount, flags);
+
+    // Descriptors that end or come to stand for another file.
+    [close | __close](fd: c_int) -> c_int => Ends(fd);
+    [dup2 | __dup2](old: c_int, new: c_int) -> c_int => Ends(new);
+    [dup3](old: c_int, new: c_int, flags: c_int) -> c_int => Ends(new);
+    [close_range](first: c_uint, last: c_uint, flags: c_int) -> c_int
+        => EndsMany, or SYS_close_range;
+    [closefrom](first: c_int) -> () => EndsMany;
+    [lseek | lseek64 | __lseek](fd: c_int, offset: off64_t, whence: c_int) -> off64_t
+        => Moves(fd), or SYS_lseek;
+
+    // Bytes.
+    [write | __write](fd: c_int, bytes: *const c_void, len: size_t) -> ssize_t => Change::Write { fd };
+    [writev](fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t => Change::Write { fd };
+    [pwrite | pwrite64 | __pwrite64](fd: c_int, bytes: *const c_void, len: size_t, at: off64_t) -> ssize_t
+        => Change::WriteAt { fd, at };
+    [pwritev | pwritev64](fd: c_int, pieces: *const iovec, count: c_int, at: off64_t) -> ssize_t
+        => Change::WriteAt { fd, at };
+    [pwritev2 | pwritev64v2](fd: c_int, pieces: *const iovec, count: c_int, at: off64_t, flags: c_int) -> ssize_t
+        => meaning::writing(fd, at, flags);
+    [copy_file_range](from: c_int, from_at: *mut off64_t, fd: c_int, at: *mut off64_t, len: size_t, flags: c_uint)
+        -> ssize_t => meaning::writing_at_pointer(fd, at), or SYS_copy_file_range;
+    // The kernel takes no input from which it would have to wait (splice_direct_to_actor refuses what cannot seek).
+    [sendfile | sendfile64](fd: c_int, from: c_int, at: *mut off64_t, len: size_t) -> ssize_t
+        => Change::Write { fd };
+    [splice](from: c_int, from_at: *mut off64_t, fd: c_int, at: *mut off64_t, len: size_t, flags: c_uint) -> ssize_t
+        => meaning::Splice { from, from_at, fd, at, len, flags };
+
+    // Sizes.
+    [ftruncate | ftruncate64](fd: c_int, len: off64_t) -> c_int => Change::Resize { fd, len };
+    [truncate | truncate64](path: *const c_char, len: off64_t) -> c_int
+        => Change::ResizePath { file: At::cwd(path), len };
+    [fallocate | fallocate64](fd: c_int, mode: c_int, at: off64_t, len: off64_t) -> c_int
+        => Change::Allocate { fd, mode, at, len };
+    [posix_fallocate | posix_fallocate64](fd: c_int, at: off64_t, len: off64_t) -> ErrorNumber
+        => Change::Allocate { fd, mode: 0, at, len };
+
+    // Names that move or go.
+    [rename](from: *const c_char, to: *const c_char) -> c_int
+        => Change::Rename { from: At::cwd(from), to: At::cwd(to) };
+    [renameat](from_dir: c_int, from: *const c_char, to_dir: c_int, to: *const c_char) -> c_int
+        => Change::Rename { from: At::new(from_dir, from), to: At::new(to_dir, to) };
+    [renameat2](from_dir: c_int, from: *const c_char, to_dir: c_int, to: *const c_char, flags: c_uint) -> c_int
+        => Change::Rename { from: At::new(from_dir, from), to: At::new(to_dir, to) }, or SYS_renameat2;
+    [unlink | remove | rmdir](path: *const c_char) -> c_int => Change::Remove { name: At::cwd(path) };
+    [unlinkat](dir: c_int, path: *const c_char, flags: c_int) -> c_int
+        => Change::Remove { name: At::new(dir, path) };
+
+    // Names that come.
+    [link](from: *const c_char, to: *const c_char) -> c_int
+        => Change::Link { from: At::cwd(from), to: At::cwd(to), follow: false };
+    [linkat](from_dir: c_int, from: *const c_char, to_dir: c_int, to: *const c_char, flags: c_int) -> c_int
+        => Change::Link {
+            from: At::new(from_dir, from),
+            to: At::new(to_dir, to),
+            follow: flags & libc::AT_SYMLINK_FOLLOW != 0,
+        };
+    [symlink](target: *const c_char, path: *const c_char) -> c_int => Change::Create { name: At::cwd(path) };
+    [symlinkat](target: *const c_char, dir: c_int, path: *const c_char) -> c_int
+        => Change::Create { name: At::new(dir, path) };
+    [mkdir | mkfifo](path: *const c_char, mode: mode_t) -> c_int => Change::Create { name: At::cwd(path) };
+    [mkdirat | mkfifoat](dir: c_int, path: *const c_char, mode: mode_t) -> c_int
+        => Change::Create { name: At::new(dir, path) };
+    [mknod](path: *const c_char, mode: mode_t, device: dev_t) -> c_int
+        => Change::Create { name: At::cwd(path) };
+    [mknodat](dir: c_int, path: *const c_char, mode: mode_t, device: dev_t) -> c_int
+        => Change::Create { name: At::new(dir, path) }, or SYS_mknodat;
+    [__xmknod](version: c_int, path: *const c_char, mode: mode_t, device: *mut dev_t) -> c_int
+        => Change::Create { name: At::cwd(path) };
+    [__xmknodat](version: c_int, dir: c_int, path: *const c_char, mode: mode_t, device: *mut dev_t) -> c_int
+        => Change::Create { name: At::new(dir, path) };
+    [mkstemp | mkstemp64](template: *mut c_char) -> c_int => Change::Create { name: At::cwd(template) };
+    [mkostemp | mkostemp64 | mkstemps | mkstemps64](template: *mut c_char, flags_or_suffix: c_int) -> c_int
+        => Change::Create { name: At::cwd(template) };
+    [mkostemps | mkostemps64](template: *mut c_char, suffix: c_int, flags: c_int) -> c_int
+        => Change::Create { name: At::cwd(template) };
+    [mkdtemp](template: *mut c_char) -> *mut c_char => Change::Create { name: At::cwd(template) };
+
+    // Modes and owners.
+    [chmod](path: *const c_char, mode: mode_t) -> c_int => meaning::attributes(At::cwd(path), true);
+    [lchmod](path: *const c_char, mode: mode_t) -> c_int => meaning::attributes(At::cwd(path), false);
+    [fchmod](fd: c_int, mode: mode_t) -> c_int => Change::Attributes { fd };
+    [fchmodat](dir: c_int, path: *const c_char, mode: mode_t, flags: c_int) -> c_int
+        => meaning::attributes_at(dir, path, flags);
+    [chown](path: *const c_char, owner: uid_t, group: gid_t) -> c_int
+        => meaning::attributes(At::cwd(path), true);
+    [lchown](path: *const c_char, owner: uid_t, group: gid_t) -> c_int
+        => meaning::attributes(At::cwd(path), false);
+    [fchown](fd: c_int, owner: uid_t, group: gid_t) -> c_int => Change::Attributes { fd };
+    [fchownat](dir: c_int, path: *const c_char, owner: uid_t, group: gid_t, flags: c_int) -> c_int
+        => meaning::attributes_at(dir, path, flags);
+
+    // Times.
+    [utime](path: *const c_char, times: *const utimbuf) -> c_int => meaning::attributes(At::cwd(path), true);
+    [utimes](path: *const c_char, times: *const timeval) -> c_int => meaning::attributes(At::cwd(path), true);
+    [lutimes](path: *const c_char, times: *const timeval) -> c_int
+        => meaning::attributes(At::cwd(path), false);
+    [futimes](fd: c_int, times: *const timeval) -> c_int => Change::Attributes { fd };
+    [futimens](fd: c_int, times: *const timespec) -> c_int => Change::Attributes { fd };
+    [futimesat](dir: c_int, path: *const c_char, times: *const timeval) -> c_int
+        => meaning::attributes_at(dir, path, 0);
+    [utimensat](dir: c_int, path: *const c_char, times: *const timespec, flags: c_int) -> c_int
+        => meaning::attributes_at(dir, path, flags);
+
+    // Extended attributes, and with them ACLs and capabilities.
+    [setxattr](path: *const c_char, name: *const c_char, value: *const c_void, len: size_t, flags: c_int) -> c_int
+        => meaning::attributes(At::cwd(path), true);
+    [lsetxattr](path: *const c_char, name: *const c_char, value: *const c_void, len: size_t, flags: c_int) -> c_int
+        => meaning::attributes(At::cwd(path), false);
+    [fsetxattr](fd: c_int, name: *const c_char, value: *const c_void, len: size_t, flags: c_int) -> c_int
+        => Change::Attributes { fd };
+    [removexattr](path: *const c_char, name: *const c_char) -> c_int => meaning::attributes(At::cwd(path), true);
+    [lremovexattr](path: *const c_char, name: *const c_char) -> c_int
+        => meaning::attributes(At::cwd(path), false);
+    [fremovexattr](fd: c_int, name: *const c_char) -> c_int => Change::Attributes { fd };
+}
+
+const fn c_name(name: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(name.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => panic!("a hooked name ends in its only NUL"),
+    }
+}
+
+/// Looks every real function up, so that no hook has to do so later in a place where the loader must not be entered.
+pub(crate) fn look_up_all() {
+    for hook in TABLE {
+        hook.real.look_up();
+    }
+}

@@ -1,0 +1,305 @@
+//! The proof that every loaded object calls our hooks, given at the start of every session.
+//!
+//! A call that bypasses a hook is a change that nobody sees: the original shipped two years of silently inconsistent
+//! backups because one symbol had fallen out of its exports. So every slot through which a loaded object calls a hooked
+//! function, or keeps its address, has to hold our address, or, where it is bound on the first call only, has to be
+//! bound to ours when that comes. The first one that does not is named.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hotbackup::{Error, Result, intercept};
+
+use crate::elf::{DynamicEntry, Import, Tables, Use};
+use crate::hooks::{TABLE, look_up_all};
+use crate::scope::{LinkMap, Namespace, SearchLists};
+
+/// Looks up the real functions and has every session ask for the proof. Further calls do nothing.
+pub(crate) extern "C" fn begin() {
+    static BEGUN: AtomicBool = AtomicBool::new(false);
+    if !BEGUN.swap(true, Ordering::AcqRel) {
+        look_up_all();
+        intercept::register(prove);
+    }
+}
+
+/// Runs [`begin`] when the library is loaded.
+#[cfg(not(test))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = begin;
+
+/// Fails with the first object that bypasses a hook.
+fn prove() -> Result<()> {
+    let mut census = Census::new();
+    census.first_in_search_order()?;
+    // SAFETY: `visit` has the type that is asked for and takes the pointer for what it is. The loader holds its list
+    // of objects still meanwhile, so none is unloaded while it is read.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut census).cast()) };
+    census.other_namespaces();
+    census.bypass.map_or(Ok(()), |bypass| Err(bypass.into()))
+}
+
+/// A call that does not reach us.
+struct Bypass {
+    object: String,
+    symbol: CString,
+    way: Way,
+}
+
+/// Where such a call goes.
+enum Way {
+    To(usize),
+    Deep,
+    OtherNamespace,
+}
+
+impl From<Bypass> for Error {
+    /// Asks the loader who owns an address, which must not be done while it shows its objects: another thread that
+    /// loads a library takes the same two locks the other way round.
+    fn from(bypass: Bypass) -> Error {
+        let reason = match bypass.way {
+            Way::To(address) => format!("they go to {}", owner(address)),
+            Way::Deep => "they will go to its own libraries first (RTLD_DEEPBIND)".into(),
+            Way::OtherNamespace => "dlmopen put it into a namespace with a C library of its own".into(),
+        };
+        Error::HookNotLive { object: bypass.object, symbol: text(&bypass.symbol), reason }
+    }
+}
+
+/// What the proof compares with.
+struct Census {
+    index: HashMap<&'static [u8], usize>,
+    /// Per hook: where a new look-up by name leads.
+    found: Vec<usize>,
+    /// Per hook: where the program has others find it instead (see [`Import::stand_in`]).
+    stand_in: Vec<Option<usize>>,
+    /// Addresses inside the objects whose own calls are not ours to capture: the C library, the loader, ourselves.
+    excepted: Vec<usize>,
+    /// Our own namespace, as the loader describes it.
+    space: *const Namespace,
+    search_lists: OnceCell<Option<SearchLists>>,
+    bypass: Option<Bypass>,
+}
+
+impl Census {
+    fn new() -> Census {
+        let ours = TABLE.first().map_or(0, |hook| hook.ours as usize);
+        Census {
+            index: TABLE.iter().enumerate().map(|(i, hook)| (hook.name.to_bytes(), i)).collect(),
+            found: TABLE.iter().map(|hook| look_up(hook.name)).collect(),
+            stand_in: vec![None; TABLE.len()],
+            excepted: vec![ours, look_up(c"gnu_get_libc_version"), look_up(c"__tls_get_addr")],
+            space: look_up(c"_r_debug") as *const Namespace,
+            search_lists: OnceCell::new(),
+            bypass: None,
+        }
+    }
+
+    /// Whether calls reach us at all: they do not if the library was loaded with dlopen(3), or behind another one that
+    /// replaces the same functions.
+    fn first_in_search_order(&self) -> Result<()> {
+        for (hook, &found) in TABLE.iter().zip(&self.found) {
+            if found != hook.ours as usize && !self.may_stand_in(found) {
+                return Err(Error::HookNotLive {
+                    object: "the program".into(),
+                    symbol: text(hook.name),
+                    reason: format!(
+                        "they reach {} first; name libHotBackup.so first in LD_PRELOAD, or link the program with it \
+                         (loading it with dlopen is too late)",
+                        owner(found)
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an address may be the program's own stand-in for a hook; its slot is checked like any other.
+    fn may_stand_in(&self, address: usize) -> bool {
+        owner_base(address) == owner_base(program_header())
+    }
+
+    fn check(&mut self, object: &Object<'_>, import: &Import<'_>) {
+        let Some(&i) = self.index.get(import.name.to_bytes()) else {
+            return;
+        };
+        if import.stand_in.is_some() && object.is_program {
+            self.stand_in[i] = import.stand_in;
+        }
+        let hook = &TABLE[i];
+        let ours = |address: usize| address == hook.ours as usize || Some(address) == self.stand_in[i];
+        let waits = import.way == Use::Call && object.contains(import.value);
+        let is_deep = waits && *object.is_deep.get_or_init(|| self.is_deep(object));
+        let address = if waits { self.found[i] } else { import.value };
+        // The program may have stored what it likes in a variable; only the real function there is a bypass.
+        let is_bypass = match import.way {
+            Use::Variable => address == hook.real.address() as usize,
+            _ => is_deep || !ours(address),
+        };
+        if is_bypass && self.bypass.is_none() {
+            let way = if is_deep { Way::Deep } else { Way::To(address) };
+            self.bypass = Some(Bypass { object: object.name(), symbol: hook.name.into(), way });
+        }
+    }
+
+    /// Whether an object's calls that are still to be bound will be looked up in its own libraries first.
+    fn is_deep(&self, object: &Object<'_>) -> bool {
+        if object.is_program || self.space.is_null() {
+            return false;
+        }
+        // SAFETY: the loader holds its list still while it shows us its objects.
+        unsafe {
+            let first = (*self.space).first;
+            let Some(lists) = self.search_lists.get_or_init(|| SearchLists::find(first)) else {
+                return false;
+            };
+            let mut map: *const LinkMap = first;
+            while !map.is_null() && ((*map).base != object.base() || Some((*map).dynamic) != object.dynamic())
+            {
+                map = (*map).next;
+            }
+            !map.is_null() && lists.is_deep(map)
+        }
+    }
+
+    /// Objects that dlmopen(3) put into a namespace of their own have a C library of their own.
+    fn other_namespaces(&mut self) {
+        // SAFETY: the loader's description of itself is what debuggers rely on; from version 2 on it has a successor
+        // for every further namespace. A namespace is only ever added while a program runs.
+        unsafe {
+            let mut space = self.space;
+            while !space.is_null() && (*space).version >= 2 {
+                space = (*space).next;
+                if !space.is_null() {
+                    self.other_namespace((*space).first);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `map` is the first object of a namespace.
+    unsafe fn other_namespace(&mut self, mut map: *const LinkMap) {
+        while !map.is_null() && self.bypass.is_none() {
+            // SAFETY: the loader's list holds valid objects.
+            let (object, tables) = unsafe { (&*map, Tables::read((*map).base, (*map).dynamic)) };
+            map = object.next;
+            let Some(tables) = tables else { continue };
+            let soname = tables.soname().unwrap_or(c"").to_bytes();
+            if soname == b"libc.so.6" || soname.starts_with(b"ld-linux") {
+                continue;
+            }
+            let mut names = tables.imports().map(|import| import.name);
+            if let Some(name) = names.find(|name| self.index.contains_key(name.to_bytes())) {
+                // SAFETY: the loader's names end with NUL.
+                let object = text(unsafe { CStr::from_ptr(object.name) });
+                self.bypass = Some(Bypass { object, symbol: name.into(), way: Way::OtherNamespace });
+            }
+        }
+    }
+}
+
+/// A loaded object of our own namespace.
+struct Object<'a> {
+    info: &'a libc::dl_phdr_info,
+    is_program: bool,
+    is_deep: OnceCell<bool>,
+}
+
+impl Object<'_> {
+    fn headers(&self) -> &[libc::Elf64_Phdr] {
+        // SAFETY: the loader describes its own table.
+        unsafe { std::slice::from_raw_parts(self.info.dlpi_phdr, self.info.dlpi_phnum.into()) }
+    }
+
+    fn base(&self) -> usize {
+        self.info.dlpi_addr as usize
+    }
+
+    fn contains(&self, address: usize) -> bool {
+        self.headers().iter().filter(|header| header.p_type == libc::PT_LOAD).any(|header| {
+            let begin = self.base() + header.p_vaddr as usize;
+            (begin..begin + header.p_memsz as usize).contains(&address)
+        })
+    }
+
+    fn dynamic(&self) -> Option<*const DynamicEntry> {
+        let header = self.headers().iter().find(|header| header.p_type == libc::PT_DYNAMIC)?;
+        Some((self.base() + header.p_vaddr as usize) as *const DynamicEntry)
+    }
+
+    fn tables(&self) -> Option<Tables> {
+        // SAFETY: the object stays loaded while the loader shows it to us.
+        unsafe { Tables::read(self.base(), self.dynamic()?) }
+    }
+
+    fn name(&self) -> String {
+        if self.is_program {
+            return "the program".into();
+        }
+        // SAFETY: the loader's names end with NUL.
+        text(unsafe { CStr::from_ptr(self.info.dlpi_name) })
+    }
+}
+
+/// Takes one object into account; called by the loader for each.
+unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, census: *mut c_void) -> c_int {
+    // SAFETY: the loader hands us a description, and `prove` its census.
+    let (info, census) = unsafe { (&*info, &mut *census.cast::<Census>()) };
+    let object = Object {
+        info,
+        is_program: std::ptr::addr_eq(info.dlpi_phdr, program_header() as *const libc::Elf64_Phdr),
+        is_deep: OnceCell::new(),
+    };
+    // SAFETY: it reads a number that the kernel gave the process.
+    let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
+    let excepted = census.excepted.iter().any(|&address| object.contains(address));
+    if (vdso != 0 && object.contains(vdso)) || (excepted && !object.is_program) {
+        return 0;
+    }
+    if let Some(tables) = object.tables() {
+        for import in tables.imports() {
+            census.check(&object, &import);
+        }
+    }
+    c_int::from(census.bypass.is_some())
+}
+
+/// Where the program's own headers lie.
+fn program_header() -> usize {
+    // SAFETY: it reads a number that the kernel gave the process.
+    unsafe { libc::getauxval(libc::AT_PHDR) as usize }
+}
+
+/// Where the symbol is found by a search that begins with the program.
+fn look_up(name: &CStr) -> usize {
+    // SAFETY: the name ends with NUL.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) as usize }
+}
+
+fn dladdr(address: usize) -> Option<libc::Dl_info> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+    // SAFETY: any address may be asked for; the answer is only read if there is one.
+    unsafe { (libc::dladdr(address as *const c_void, info.as_mut_ptr()) != 0).then(|| info.assume_init()) }
+}
+
+fn owner_base(address: usize) -> Option<usize> {
+    dladdr(address).map(|info| info.dli_fbase as usize)
+}
+
+/// The object that an address lies in, for a person to read.
+fn owner(address: usize) -> String {
+    match dladdr(address) {
+        // SAFETY: the loader's names end with NUL.
+        Some(info) if !info.dli_fname.is_null() => text(unsafe { CStr::from_ptr(info.dli_fname) }),
+        _ if address == 0 => "no definition".into(),
+        _ => "an unknown place".into(),
+    }
+}
+
+fn text(name: &CStr) -> String {
+    name.to_string_lossy().into_owned()
+}

@@ -1,0 +1,99 @@
+//! The functions that the hooks replace, found on first use.
+//!
+//! Another library's constructor may call a hook before ours has run, and a signal handler may do so at any time: so
+//! the address is kept in an atomic, whoever needs it first looks it up, and a race writes the same value twice. Our
+//! constructor looks all of them up, so that later no hook ever enters the loader.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use hotbackup::intercept::ErrorNumber;
+
+/// The next definition of one function behind ours.
+pub(crate) struct Real {
+    name: &'static CStr,
+    /// Stands in where this C library does not have the function.
+    missing: Missing,
+    address: AtomicPtr<c_void>,
+}
+
+/// A function whose true signature only its hook knows.
+pub(crate) type Missing = unsafe extern "C-unwind" fn();
+
+impl Real {
+    pub(crate) const fn new(name: &'static CStr, missing: Missing) -> Real {
+        Real { name, missing, address: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// The address to call; never null.
+    #[inline(always)]
+    pub(crate) fn address(&self) -> *mut c_void {
+        let address = self.address.load(Ordering::Relaxed);
+        if address.is_null() { self.look_up() } else { address }
+    }
+
+    /// Looks the function up; errno stays as it is.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn look_up(&self) -> *mut c_void {
+        let errno = get_errno();
+        // SAFETY: `name` is NUL-terminated. No hooked function has a second version in any glibc, so `RTLD_NEXT`
+        // cannot pick a wrong one (the test `every_hooked_name_has_one_version` holds this).
+        let mut address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        if address.is_null() {
+            address = self.missing as *mut c_void;
+        }
+        self.address.store(address, Ordering::Relaxed);
+        set_errno(errno);
+        address
+    }
+}
+
+/// What a call returns where neither the C library nor the kernel has it.
+pub(crate) trait Unavailable {
+    fn unavailable() -> Self;
+}
+
+impl Unavailable for c_int {
+    fn unavailable() -> Self {
+        set_errno(libc::ENOSYS);
+        -1
+    }
+}
+
+impl Unavailable for isize {
+    fn unavailable() -> Self {
+        set_errno(libc::ENOSYS);
+        -1
+    }
+}
+
+impl Unavailable for ErrorNumber {
+    fn unavailable() -> Self {
+        ErrorNumber(libc::ENOSYS)
+    }
+}
+
+impl Unavailable for *mut c_char {
+    fn unavailable() -> Self {
+        set_errno(libc::ENOSYS);
+        ptr::null_mut()
+    }
+}
+
+impl Unavailable for () {
+    fn unavailable() -> Self {}
+}
+
+/// The calling thread's errno.
+pub(crate) fn get_errno() -> c_int {
+    // SAFETY: `__errno_location` returns a valid pointer to the calling thread's errno.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets the calling thread's errno.
+pub(crate) fn set_errno(value: c_int) {
+    // SAFETY: `__errno_location` returns a valid pointer to the calling thread's errno.
+    unsafe { *libc::__errno_location() = value }
+}

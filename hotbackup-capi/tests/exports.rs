@@ -1,0 +1,147 @@
+//! The built library, the hook table and the C library agree about names.
+//!
+//! Method: read the names of the table out of `src/hooks.rs`, those of the built library and of the C library with
+//! `nm -D`, and those left out on purpose from `left_out.txt`; then compare in every direction. The original was once
+//! silently wrong for two years because one name was missing from its exports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+type Names = BTreeSet<String>;
+
+/// Every spelling that begins a row of the table.
+fn table() -> Names {
+    let rows = include_str!("../src/hooks.rs").lines().map(str::trim_start);
+    let heads =
+        rows.filter(|row| !row.starts_with("//")).filter_map(|row| row.strip_prefix('[')?.split_once("]("));
+    heads
+        .flat_map(|(names, _)| names.split('|').map(|name| name.trim().to_owned()))
+        .filter(|name| !name.contains('$'))
+        .collect()
+}
+
+/// Names that an object defines, each with the versions that it has.
+fn defined(object: &Path) -> BTreeMap<String, usize> {
+    let nm = Command::new("nm").args(["-D", "--defined-only"]).arg(object).output().expect("run nm");
+    assert!(nm.status.success(), "nm {}", object.display());
+    let mut names = BTreeMap::new();
+    for line in String::from_utf8_lossy(&nm.stdout).lines() {
+        let Some(name) = line.split_whitespace().last() else {
+            continue;
+        };
+        *names.entry(name.split('@').next().unwrap_or(name).to_owned()).or_default() += 1;
+    }
+    names
+}
+
+/// Builds the library beside this test, because Cargo builds no cdylib for a test.
+fn library() -> PathBuf {
+    let test = std::env::current_exe().expect("this test");
+    let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", "hotbackup-capi"]).env_remove("RUSTFLAGS");
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    let target = profile.parent().expect("target");
+    let built = build.arg("--target-dir").arg(target).status().expect("run cargo");
+    assert!(built.success(), "cargo build -p hotbackup-capi");
+    profile.join("libHotBackup.so")
+}
+
+/// The C library that this test runs with.
+fn libc() -> PathBuf {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+    let line = maps.lines().find(|line| line.ends_with("/libc.so.6")).expect("glibc");
+    line.split_whitespace().last().expect("a path").into()
+}
+
+fn left_out() -> Names {
+    let lines = include_str!("../left_out.txt").lines();
+    lines
+        .filter(|line| !line.starts_with(['#', ':']))
+        .flat_map(|line| line.split_whitespace().map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn the_library_exports_the_table_and_its_interface_and_nothing_else() {
+    let exported: Names = defined(&library()).into_keys().collect();
+    let (interface, hooks): (Names, Names) = exported
+        .into_iter()
+        .partition(|name| name.starts_with("hotbackup_") || name.starts_with("tokubackup_"));
+    assert!(table().len() > 80, "the table could not be read");
+    assert_eq!(hooks, table());
+    for name in ["hotbackup_backup", "tokubackup_create_backup", "tokubackup_version_string"] {
+        assert!(interface.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn every_hooked_name_is_one_of_the_c_library() {
+    let libc = defined(&libc());
+    let unknown: Vec<_> = table().into_iter().filter(|name| !libc.contains_key(name)).collect();
+    assert!(unknown.is_empty(), "not in this C library: {unknown:?}");
+}
+
+/// `dlsym(RTLD_NEXT)` may pick any version: there must be one only.
+#[test]
+fn every_hooked_name_has_one_version() {
+    let libc = defined(&libc());
+    let several: Vec<_> = table().into_iter().filter(|name| libc.get(name).is_some_and(|&n| n > 1)).collect();
+    assert!(several.is_empty(), "{several:?}");
+}
+
+/// What a name that may change files is made of.
+const FAMILIES: [&str; 36] = [
+    "open",
+    "creat",
+    "close",
+    "dup2",
+    "dup3",
+    "write",
+    "trunc",
+    "falloc",
+    "rename",
+    "link",
+    "remove",
+    "rmdir",
+    "mkdir",
+    "mknod",
+    "mkfifo",
+    "mkstemp",
+    "mkostemp",
+    "mkdtemp",
+    "mktemp",
+    "chmod",
+    "chown",
+    "utim",
+    "setxattr",
+    "removexattr",
+    "copy_file",
+    "sendfile",
+    "splice",
+    "fcntl",
+    "aio_",
+    "lio_",
+    "mmap",
+    "mremap",
+    "tmpfile",
+    "shm_",
+    "dprintf",
+    "ioctl",
+];
+
+#[test]
+fn no_name_of_the_c_library_is_forgotten() {
+    let (table, left_out) = (table(), left_out());
+    let both: Vec<_> = table.intersection(&left_out).collect();
+    assert!(both.is_empty(), "hooked and left out: {both:?}");
+    let forgotten: Vec<_> = defined(&libc())
+        .into_keys()
+        .filter(|name| FAMILIES.iter().any(|family| name.contains(family)))
+        .filter(|name| !table.contains(name) && !left_out.contains(name))
+        .collect();
+    assert!(forgotten.is_empty(), "neither hooked nor in left_out.txt: {forgotten:?}");
+}

@@ -1,0 +1,129 @@
+/* What the C tests share: checks that say what failed, and the library as a preloaded program finds it. */
+#ifndef COMMON_H
+#define COMMON_H
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hotbackup.h"
+
+#define CHECK(condition)                                                                                   \
+    do {                                                                                                   \
+        if (!(condition)) {                                                                                \
+            fprintf(stderr, "%s:%d: %s (errno %d, %s)\n", __FILE__, __LINE__, #condition, errno,           \
+                    strerror(errno));                                                                      \
+            exit(1);                                                                                       \
+        }                                                                                                  \
+    } while (0)
+
+/* A function of the interface, found as a program finds it that does not link the library. */
+#define API(name) ((__typeof__(&name))api_symbol(#name))
+
+static inline void *api_symbol(const char *name) {
+    void *symbol = dlsym(RTLD_DEFAULT, name);
+    if (!symbol) {
+        fprintf(stderr, "%s: libHotBackup.so is not preloaded\n", name);
+        exit(3);
+    }
+    return symbol;
+}
+
+#define CHECK_OK(call)                                                                                     \
+    do {                                                                                                   \
+        hotbackup_status status_ = (call);                                                                 \
+        if (status_ != HOTBACKUP_STATUS_OK) {                                                              \
+            fprintf(stderr, "%s:%d: %s: status %d: %s\n", __FILE__, __LINE__, #call, (int)status_,         \
+                    API(hotbackup_last_error)());                                                          \
+            exit(1);                                                                                       \
+        }                                                                                                  \
+    } while (0)
+
+static inline const char *in(const char *directory, const char *name) {
+    static _Thread_local char paths[4][PATH_MAX];
+    static _Thread_local int next;
+    char *path = paths[next++ % 4];
+    snprintf(path, PATH_MAX, "%s/%s", directory, name);
+    return path;
+}
+
+static inline double now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static inline void nap_ms(long ms) {
+    struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+    nanosleep(&t, NULL);
+}
+
+/* Begins a session; changes are captured once this returns, and nothing is copied before session_finish. */
+static inline hotbackup_session *session_start(const char *source, const char *destination) {
+    hotbackup_pair pair = {source, destination};
+    hotbackup_options options;
+    hotbackup_session *session = NULL;
+    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
+    options.pairs = &pair;
+    options.pair_count = 1;
+    options.manifest_place = HOTBACKUP_MANIFEST_NONE;
+    options.keep_free = 0;
+    CHECK_OK(API(hotbackup_start)(&options, &session));
+    return session;
+}
+
+static inline void session_finish(hotbackup_session *session) {
+    hotbackup_report report = {.size = sizeof report};
+    CHECK_OK(API(hotbackup_finish)(session, &report));
+    API(hotbackup_free)(session);
+}
+
+/* A whole session that must succeed, with a call of before_cut (or NULL). */
+static inline void backup_with(const char *source, const char *destination, void (*before_cut)(void *)) {
+    hotbackup_pair pair = {source, destination};
+    hotbackup_options options;
+    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
+    options.pairs = &pair;
+    options.pair_count = 1;
+    options.manifest_place = HOTBACKUP_MANIFEST_NONE;
+    options.keep_free = 0;
+    options.before_cut = before_cut;
+    CHECK_OK(API(hotbackup_backup)(&options, NULL));
+}
+
+/* A backup on a thread of its own, while the others go on. */
+__attribute__((unused)) static void *backup_thread_main(void *directories) {
+    const char **names = directories;
+    session_finish(session_start(names[0], names[1]));
+    return NULL;
+}
+#define BACKUP_THREAD(thread, source, destination)                                                         \
+    const char *thread##_names[2] = {source, destination};                                                 \
+    pthread_t thread;                                                                                      \
+    CHECK(pthread_create(&thread, NULL, backup_thread_main, thread##_names) == 0)
+
+static inline void fill(const char *path, size_t bytes, char with) {
+    char *block = malloc(bytes);
+    CHECK(block);
+    memset(block, with, bytes);
+    int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0644);
+    CHECK(fd >= 0);
+    CHECK(write(fd, block, bytes) == (ssize_t)bytes);
+    CHECK(close(fd) == 0);
+    free(block);
+}
+#endif

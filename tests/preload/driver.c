@@ -1,0 +1,75 @@
+/* Starts sessions from a thread of its own in a program that knows nothing of us: a second, test-only preload library.
+ *
+ *   HOTBACKUP_DRIVER_SOURCE=... HOTBACKUP_DRIVER_DESTINATIONS=... LD_PRELOAD="libHotBackup.so driver.so" program
+ *
+ * It makes backups into DESTINATIONS/0, DESTINATIONS/1 ... while the program runs, and a last one when it has returned
+ * from main. Each that succeeded leaves a file DESTINATIONS/N.ok, each that failed its error in DESTINATIONS/N.error. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "hotbackup.h"
+
+static pthread_t thread;
+static atomic_bool stop;
+static pid_t owner;
+static char *source, *destinations;
+
+static void note(int number, const char *suffix, const char *text) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/%d.%s", destinations, number, suffix);
+    int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+    if (fd >= 0 && write(fd, text, strlen(text)) >= 0) close(fd);
+}
+
+static void make_backup(int number) {
+    __typeof__(&hotbackup_options_init) options_init = dlsym(RTLD_DEFAULT, "hotbackup_options_init");
+    __typeof__(&hotbackup_backup) backup = dlsym(RTLD_DEFAULT, "hotbackup_backup");
+    __typeof__(&hotbackup_last_error) last_error = dlsym(RTLD_DEFAULT, "hotbackup_last_error");
+    if (!options_init || !backup || !last_error) return note(number, "error", "libHotBackup.so is not preloaded");
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/%d", destinations, number);
+    mkdir(path, 0755);
+    hotbackup_pair pair = {source, path};
+    hotbackup_options options;
+    options_init(&options, sizeof options);
+    options.pairs = &pair;
+    options.pair_count = 1;
+    options.keep_free = 0;
+    options.max_stall_ms = 20000;
+    hotbackup_status status = backup(&options, NULL);
+    note(number, status == HOTBACKUP_STATUS_OK ? "ok" : "error", status == HOTBACKUP_STATUS_OK ? "" : last_error());
+}
+
+static void *make_backups(void *unused) {
+    (void)unused;
+    for (int number = 0; !stop; number++) {
+        make_backup(number);
+        usleep(1000);
+    }
+    return NULL;
+}
+
+__attribute__((constructor)) static void begin(void) {
+    source = getenv("HOTBACKUP_DRIVER_SOURCE");
+    destinations = getenv("HOTBACKUP_DRIVER_DESTINATIONS");
+    /* The programs that the program starts are not ours. */
+    unsetenv("LD_PRELOAD");
+    owner = getpid();
+    if (source && destinations) pthread_create(&thread, NULL, make_backups, NULL);
+}
+
+__attribute__((destructor)) static void end(void) {
+    if (!source || !destinations || getpid() != owner) return;
+    stop = 1;
+    pthread_join(thread, NULL);
+    make_backup(999999);
+}
