@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags, op
 use rustix::io::Errno;
 
 use crate::sys;
+use crate::sys::handle::FileHandle;
 
 /// The longest path handed to the kernel at once.
 const LONGEST: usize = 4000;
@@ -157,6 +158,7 @@ pub(crate) fn examine(
 ) -> Result<(Statx, u64), Errno> {
     let found = look(directory, name, wanted | StatxFlags::BTIME)?;
     let birth = found.stx_btime.tv_sec.wrapping_mul(1_000_000_000) + i64::from(found.stx_btime.tv_nsec);
-    let digest = sys::raw::handle_digest(directory, name).unwrap_or(birth.cast_unsigned());
+    let handle = FileHandle::of(directory, name);
+    let digest = handle.map_or(birth.cast_unsigned(), |handle| handle.digest());
     Ok((found, digest))
 }

@@ -4,7 +4,7 @@
 //! it. The steps are in the order of the design: arm, copy, converge, cut, audit, publish.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -293,7 +293,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         direct_files: HashSet::new(),
         young: Vec::new(),
         young_until: begun,
-        fanotify: Fanotify::watch(&plan.pairs.iter().map(|(source, _)| source.clone()).collect::<Vec<_>>()),
+        fanotify: Fanotify::watch(&pairs),
         table,
         quiet: Quiet::beginning(),
         looks: 0,
@@ -379,10 +379,6 @@ impl Engine<'_> {
     }
 
     fn lead_armed(&mut self) -> Result<Report> {
-        for Pair { destination, .. } in &self.pairs {
-            self.fanotify.ignore(destination.tree.as_fd(), c".");
-            self.fanotify.ignore(destination.limbo.as_fd(), c".");
-        }
         self.note_direct_files();
         self.copy().map_err(|t| self.explain(t))?;
         let unshared = self.desk.unshared.load(Ordering::Relaxed);

@@ -3,22 +3,23 @@
 //! Looked for before each try of the cut and once more behind it. Such a file is copied whole in the freeze. Between
 //! two looks, fanotify tells which other process closed a file that it had open for writing, where it is permitted.
 
-use std::ffi::{CStr, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, openat, statx};
 
 use crate::beneath;
-use crate::conductor::Engine;
+use crate::conductor::{Engine, Pair};
 use crate::copier::Side;
 use crate::error::Result;
 use crate::extents::Marks;
 use crate::intercept::device;
 use crate::registry::WATCH;
 use crate::sys;
-use crate::tree::NodeId;
+use crate::sys::handle::FileHandle;
+use crate::tree::{NodeId, Tree};
 
 /// What makes a file suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,10 @@ impl Engine<'_> {
         writers(&mut found);
         mappings(&mut found);
         self.heed_fanotify();
-        found.append(&mut self.fanotify.closed);
+        found.extend(self.fanotify.closed.drain().map(|(id, pid)| {
+            let node = self.tree.node(id);
+            Written { marks: node.marks, handle: node.handle, way: Way::Process(pid) }
+        }));
         let mut fresh = Vec::new();
         for Written { marks, handle, way } in found {
             let id = marks.node();
@@ -88,7 +92,7 @@ impl Engine<'_> {
 impl Engine<'_> {
     /// Reads what fanotify has to tell, before its queue is full. If it was, every file is copied again.
     pub(crate) fn heed_fanotify(&mut self) {
-        if self.fanotify.read() {
+        if self.fanotify.read(&self.tree) {
             self.copy_everything_again();
             self.warn(None, "more files were closed than the kernel could tell of: all were copied again");
         }
@@ -193,48 +197,42 @@ pub(crate) fn read(path: &str) -> Option<String> {
 /// Tells of files that another process had open for writing and closed (fanotify(7)).
 pub(crate) struct Fanotify {
     group: Option<OwnedFd>,
-    /// Those told of and not dealt with yet.
-    closed: Vec<Written>,
+    /// The nodes by their handles: those below `indexed`.
+    nodes: HashMap<u64, NodeId>,
+    indexed: NodeId,
+    /// Those told of and not dealt with yet, and by which process they were closed last.
+    closed: HashMap<NodeId, u32>,
     /// Events were lost.
     pub(crate) overflowed: bool,
 }
 
 impl Fanotify {
     /// Watches the filesystems of the sources, as far as this process may.
-    pub(crate) fn watch(sources: &[PathBuf]) -> Fanotify {
-        let group = sys::raw::fanotify_group().ok();
-        let all = group.as_ref().is_some_and(|group| {
-            sources.iter().all(|source| {
-                let path = std::ffi::CString::new(source.as_os_str().as_bytes()).unwrap_or_default();
-                sys::raw::fanotify_closed_writes(group.as_fd(), &path).is_ok()
+    pub(crate) fn watch(pairs: &[Pair]) -> Fanotify {
+        let group = sys::fanotify::group().ok().filter(|group| {
+            pairs.iter().all(|Pair { root, .. }| {
+                // What is told of is found by its handle.
+                FileHandle::of(root.as_fd(), c"").is_some()
+                    && sys::fanotify::watch(group.as_fd(), root.as_fd()).is_ok()
             })
         });
-        Fanotify { group: group.filter(|_| all), closed: Vec::new(), overflowed: false }
+        Fanotify { group, nodes: HashMap::new(), indexed: 0, closed: HashMap::new(), overflowed: false }
     }
 
-    /// Need not be told of the copies of ours that will lie in a directory. Where it cannot be told so, they are skipped when
-    /// it tells of them, which takes longer.
-    pub(crate) fn ignore(&self, parent: BorrowedFd<'_>, directory: &CStr) {
-        if let Some(group) = &self.group {
-            let _ = sys::raw::fanotify_ignore(group.as_fd(), parent, directory);
-        }
-    }
-
-    /// Takes all events that wait; true if some were lost.
-    fn read(&mut self) -> bool {
+    /// Takes the events that wait; true if some were lost. A file that is not known yet will be read behind its event.
+    fn read(&mut self, tree: &Tree) -> bool {
         let Some(group) = &self.group else { return false };
         let own = sys::raw::getpid();
         let mut lost = false;
-        sys::raw::fanotify_read(group.as_fd(), |file, pid| match file {
+        sys::fanotify::read(group.as_fd(), |file, pid| match file {
             None => lost = true,
             Some(_) if pid == own => {}
             Some(file) => {
-                let wanted = StatxFlags::INO | StatxFlags::TYPE;
-                let Ok((found, handle)) = beneath::examine(file, c"", wanted) else { return };
-                let Some(marks) = WATCH.find(device(&found), found.stx_ino) else { return };
-                let told = |known: &Written| std::ptr::eq(known.marks, marks) && known.handle == handle;
-                if !self.closed.iter().any(told) {
-                    self.closed.push(Written { marks, handle, way: Way::Process(pid) });
+                let unindexed = self.indexed..tree.len() as NodeId;
+                self.indexed = unindexed.end;
+                self.nodes.extend(unindexed.map(|id| (tree.node(id).handle, id)));
+                if let Some(&id) = self.nodes.get(&file.digest()) {
+                    self.closed.insert(id, pid);
                 }
             }
         });

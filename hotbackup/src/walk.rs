@@ -71,7 +71,6 @@ impl Engine<'_> {
         };
         match mkdirat(&directory, self.tree.name(name).as_c_str(), Mode::from_raw_mode(0o700)) {
             Ok(()) => {
-                self.fanotify.ignore(directory.as_fd(), self.tree.name(name).as_c_str());
                 let pair_of_copy = self.tree.node(parent).pair_of_copy;
                 let node = self.tree.node_mut(id);
                 (node.placed, node.pair_of_copy) = (Placed::In(parent, name), pair_of_copy);

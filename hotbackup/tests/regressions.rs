@@ -324,3 +324,24 @@ fn directories_that_are_renamed_beside_calls_on_paths_do_not_hold_up_the_cut() {
     };
     is_cut_soon(&beside(place.backup().max_stall(LONGEST), &[&rename, &truncate]));
 }
+
+/// The kernel tells of every file that is closed after writing on the same filesystem. Reading of them must end while more are
+/// closed all the while, and must not make the engine the one that has to free what was deleted meanwhile.
+#[test]
+fn files_opened_and_closed_without_end_do_not_hold_up_a_session() {
+    let _alone = common::alone();
+    let scratch = Scratch::new(true);
+    let elsewhere = scratch.dir("elsewhere");
+    let place = Place::new(scratch, "closed without end");
+    fs::write(place.source.join("file"), b"little").expect("a source file");
+    let threads = AtomicU64::new(0);
+    let close = |stop: &AtomicBool| {
+        let thread = threads.fetch_add(1, Ordering::Relaxed);
+        for number in (0..500).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+            let path = elsewhere.join(format!("{thread}.{number}"));
+            fs::write(&path, [1; 100_000]).expect("a file elsewhere");
+            fs::remove_file(&path).expect("the file elsewhere");
+        }
+    };
+    beside(place.backup().max_stall(Duration::from_secs(20)), &[&close as &(dyn Fn(&AtomicBool) + Sync); 16]);
+}

@@ -8,11 +8,11 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::mounted::Mounted;
 use common::{Scratch, Watchdog, calls};
 use hotbackup::{Backup, Error, KeepFree, Session};
 
@@ -20,45 +20,6 @@ const SIZE: usize = 256 << 20;
 const RECORDS: usize = 64;
 /// Where records begin, so far apart that each has a block of its own.
 const SPACING: i64 = 1 << 20;
-
-/// A filesystem in a file, mounted until this goes.
-struct Mounted {
-    place: PathBuf,
-}
-
-impl Mounted {
-    /// `None`, with a word, where that cannot be done.
-    fn new(scratch: &Scratch, make: &str, arguments: &[&str]) -> Option<Mounted> {
-        let image = scratch.path().join("image");
-        File::create(&image).and_then(|file| file.set_len(2 << 30)).expect("a sparse file");
-        let place = scratch.dir("mounted");
-        let done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        let made = calls::effective_ids().0 == 0
-            && done(Command::new(make).args(arguments).arg(&image))
-            && done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&place));
-        if !made {
-            common::say(&format!("skipped: {make} and mounting need root and the program"));
-        }
-        made.then_some(Mounted { place })
-    }
-
-    fn dir(&self, name: &str) -> PathBuf {
-        let path = self.place.join(name);
-        fs::create_dir(&path).expect("a directory");
-        path
-    }
-
-    fn free(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.place).expect("the filesystem");
-        found.f_bavail * found.f_frsize
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.place).output();
-    }
-}
 
 fn furnish(source: &Path) -> File {
     let path = source.join("large");

@@ -6,6 +6,8 @@
 
 pub(crate) mod atomic;
 pub(crate) mod errno;
+pub(crate) mod fanotify;
+pub(crate) mod handle;
 pub(crate) mod mem;
 pub(crate) mod raw;
 pub(crate) mod scratch;

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier as sys_membarrier};
@@ -104,33 +104,6 @@ pub(crate) fn cached_pages(fd: BorrowedFd<'_>, at: u64, len: u64) -> Result<u64,
     unsafe { syscall!(Sysno::cachestat, fd.as_raw_fd(), range.as_ptr(), counts.as_mut_ptr(), 0) }
         .map_err(errno)?;
     Ok(counts[0])
-}
-
-/// What tells one inode from a later one of the same number: a digest of its file handle (name_to_handle_at(2)), which
-/// holds the inode's generation. `None` where the filesystem has no handles.
-pub(crate) fn handle_digest(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Option<u64> {
-    #[repr(C)]
-    struct Handle {
-        bytes: u32,
-        kind: i32,
-        data: [u8; 128],
-    }
-    let mut handle = Handle { bytes: 128, kind: 0, data: [0; 128] };
-    let mut mount = MaybeUninit::<i32>::uninit();
-    // SAFETY: the kernel writes at most `bytes` bytes behind the header and one int to `mount`.
-    unsafe {
-        syscall!(
-            Sysno::name_to_handle_at,
-            dir.as_raw_fd(),
-            name.as_ptr(),
-            &raw mut handle,
-            mount.as_mut_ptr(),
-            if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 }
-        )
-    }
-    .ok()?;
-    let len = (handle.bytes as usize).min(128);
-    Some(xxhash_rust::xxh3::xxh3_64_with_seed(&handle.data[..len], handle.kind.cast_unsigned().into()))
 }
 
 /// Borrows a descriptor number of the host's for system calls that are safe on any number.
@@ -296,99 +269,4 @@ pub(crate) fn chmod_entry(directory: BorrowedFd<'_>, name: &std::ffi::CStr, mode
     unsafe { syscall!(Sysno::fchmodat2, directory.as_raw_fd(), name.as_ptr(), mode, flags) }
         .map(drop)
         .map_err(errno)
-}
-
-/// A fanotify group whose events open the file they are about (fanotify_init(2)).
-pub(crate) fn fanotify_group() -> Result<OwnedFd, Errno> {
-    // Our own copies are told of as well, thousands at once: the usual length of the queue would lose some.
-    let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_QUEUE;
-    let event_flags = libc::O_PATH | libc::O_CLOEXEC;
-    // SAFETY: takes no pointers.
-    let opened = unsafe { syscall!(Sysno::fanotify_init, flags, event_flags) };
-    let opened = match opened {
-        Err(syscalls::Errno::EINVAL) => {
-            let event_flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_LARGEFILE;
-            // SAFETY: takes no pointers.
-            unsafe { syscall!(Sysno::fanotify_init, flags, event_flags) }
-        }
-        opened => opened,
-    };
-    let fd = opened.map_err(errno)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) })
-}
-
-/// Has `group` told of every file of the filesystem at `path` that is closed after having been open for writing.
-pub(crate) fn fanotify_closed_writes(group: BorrowedFd<'_>, path: &std::ffi::CStr) -> Result<(), Errno> {
-    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-    // SAFETY: `path` is NUL-terminated and only read.
-    unsafe {
-        syscall!(
-            Sysno::fanotify_mark,
-            group.as_raw_fd(),
-            flags,
-            libc::FAN_CLOSE_WRITE,
-            libc::AT_FDCWD,
-            path.as_ptr()
-        )
-    }
-    .map(drop)
-    .map_err(errno)
-}
-
-/// Has `group` not told of what lies in the directory `name` of `parent` (since Linux 6.0). The kernel may forget it.
-pub(crate) fn fanotify_ignore(
-    group: BorrowedFd<'_>,
-    parent: BorrowedFd<'_>,
-    name: &std::ffi::CStr,
-) -> Result<(), Errno> {
-    // linux/fanotify.h
-    const FAN_MARK_EVICTABLE: u32 = 0x200;
-    const FAN_MARK_IGNORE: u32 = 0x400;
-    let flags = libc::FAN_MARK_ADD
-        | libc::FAN_MARK_ONLYDIR
-        | libc::FAN_MARK_DONT_FOLLOW
-        | libc::FAN_MARK_IGNORED_SURV_MODIFY
-        | FAN_MARK_EVICTABLE
-        | FAN_MARK_IGNORE;
-    let events = libc::FAN_CLOSE_WRITE | libc::FAN_EVENT_ON_CHILD;
-    // SAFETY: `name` is NUL-terminated and only read.
-    unsafe {
-        syscall!(Sysno::fanotify_mark, group.as_raw_fd(), flags, events, parent.as_raw_fd(), name.as_ptr())
-    }
-    .map(drop)
-    .map_err(errno)
-}
-
-/// Reads all events that wait in a fanotify group, and closes the files they opened. `event` is told the file, if
-/// there is one (an overflow of the queue has none), and the process.
-pub(crate) fn fanotify_read(group: BorrowedFd<'_>, mut event: impl FnMut(Option<BorrowedFd<'_>>, u32)) {
-    const EVENT: usize = size_of::<libc::fanotify_event_metadata>();
-    let mut buffer = [0u64; 1024];
-    while let Ok(len) = {
-        // SAFETY: any bytes are valid for `u64`s, and the kernel writes at most the buffer's length.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), size_of_val(&buffer)) };
-        rustix::io::read(group, bytes)
-    } {
-        let mut at = 0;
-        while at + EVENT <= len {
-            // SAFETY: the kernel has written a whole event at this place; it may be unaligned.
-            let metadata = unsafe {
-                buffer.as_ptr().cast::<u8>().add(at).cast::<libc::fanotify_event_metadata>().read_unaligned()
-            };
-            let pid = metadata.pid.cast_unsigned();
-            if metadata.fd >= 0 {
-                // SAFETY: the kernel has opened this descriptor for us with the event.
-                let file = unsafe { OwnedFd::from_raw_fd(metadata.fd) };
-                event(Some(file.as_fd()), pid);
-            } else if metadata.mask & libc::FAN_Q_OVERFLOW != 0 {
-                event(None, pid);
-            }
-            at += (metadata.event_len as usize).max(EVENT);
-        }
-        if len == 0 {
-            return;
-        }
-    }
 }

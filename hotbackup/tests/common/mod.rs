@@ -5,6 +5,7 @@
 pub mod calls;
 pub mod load;
 pub mod model;
+pub mod mounted;
 pub mod ops;
 pub mod records;
 pub mod rng;
@@ -103,6 +104,7 @@ impl Watchdog {
                     if let Some(session) = hotbackup::current() {
                         say(&format!("{session:?}"));
                     }
+                    threads().iter().for_each(|thread| say(thread));
                     std::process::abort();
                 }
                 std::thread::sleep(Duration::from_millis(50));
@@ -110,6 +112,17 @@ impl Watchdog {
         });
         Watchdog { alive }
     }
+}
+
+/// What each thread of this process is at, as far as the kernel tells (proc_pid_stat(5), proc_pid_syscall(5), proc_pid_stack(5)).
+fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let about = |task: std::fs::DirEntry| {
+        let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        // The state, and the times in user and kernel mode, are in `stat`.
+        ["stat", "syscall", "stack"].map(|name| read(name).trim_end().to_owned()).join("\n    ")
+    };
+    tasks.map(about).collect()
 }
 
 impl Drop for Watchdog {

@@ -1,0 +1,46 @@
+//! Filesystems of a kind that a test asks for.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{Scratch, calls, say};
+
+/// A filesystem in a file, mounted until this goes.
+pub struct Mounted {
+    place: PathBuf,
+}
+
+impl Mounted {
+    /// `None`, with a word, where that cannot be done.
+    pub fn new(scratch: &Scratch, make: &str, arguments: &[&str]) -> Option<Mounted> {
+        let image = scratch.path().join("image");
+        File::create(&image).and_then(|file| file.set_len(2 << 30)).expect("a sparse file");
+        let place = scratch.dir("mounted");
+        let done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let made = calls::effective_ids().0 == 0
+            && done(Command::new(make).args(arguments).arg(&image))
+            && done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&place));
+        if !made {
+            say(&format!("skipped: {make} and mounting need root and the program"));
+        }
+        made.then_some(Mounted { place })
+    }
+
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let path = self.place.join(name);
+        fs::create_dir(&path).expect("a directory");
+        path
+    }
+
+    pub fn free(&self) -> u64 {
+        let found = rustix::fs::statvfs(&self.place).expect("the filesystem");
+        found.f_bavail * found.f_frsize
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.place).output();
+    }
+}
