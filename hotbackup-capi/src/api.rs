@@ -8,60 +8,11 @@ use std::sync::{Mutex, PoisonError};
 
 use hotbackup::{SessionHandle, Throttle};
 
+pub use crate::declarations::Status;
+use crate::declarations::{Options, Progress, Report};
 use crate::guard::{self, Failure, guard};
-use crate::options::{self, Options, copy_in};
-use crate::reports::{Progress, Report, copy_out};
-
-/// What came of a call. The numbers are never reused; later versions may add more. `hotbackup_last_error` says in
-/// words what went wrong, `hotbackup_last_errno` with an error number of the system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-#[allow(missing_docs, reason = "each line of the header says it")]
-pub enum Status {
-    /// It worked.
-    Ok = 0,
-    /// A NULL where none may be, an options struct that makes no sense, an expression that is not valid, no source.
-    InvalidArgument = 1,
-    /// A system call on a file failed; the text names the call and the file.
-    Io = 2,
-    /// Another session runs in this process; it goes on untouched.
-    Busy = 3,
-    /// A source or a destination is not a directory.
-    NotADirectory = 4,
-    /// A destination holds something.
-    NotEmpty = 5,
-    /// A destination holds a backup that did not complete.
-    IncompleteBackup = 6,
-    /// Sources and destinations lie inside each other, are the same, or were given twice.
-    Overlap = 7,
-    /// A source holds a name that the backup needs for itself.
-    ReservedName = 8,
-    /// The backup does not fit and leave the reserve free.
-    NoSpace = 9,
-    /// A callback or hotbackup_cancel ended the session.
-    Cancelled = 10,
-    /// A call of the program would have had to wait longer than max_stall_ms.
-    Stalled = 11,
-    /// The cut did not come about.
-    NoCut = 12,
-    /// A call that had begun before the session did not end.
-    NotArmed = 13,
-    /// The library is not in force for some loaded object, which the text names. If it names the program: preload the
-    /// library or link with it.
-    HookNotLive = 14,
-    /// A file kept being changed by something that cannot be captured.
-    Unseen = 15,
-    /// The directory does not hold a complete backup.
-    NotABackup = 16,
-    /// The manifest is unusable.
-    BadManifest = 17,
-    /// hotbackup_verify found differences.
-    Different = 18,
-    /// The session has been finished already.
-    Finished = 19,
-    /// A defect in hotbackup. The program goes on.
-    Defect = 20,
-}
+use crate::options::{self, copy_in};
+use crate::reports::copy_out;
 
 impl Status {
     pub(crate) fn of(error: &hotbackup::Error) -> Status {

@@ -9,13 +9,14 @@
 compile_error!("the hooks know the spellings and the ABI of 64-bit Linux only");
 
 pub mod api;
+pub mod declarations;
 mod elf;
 mod guard;
 mod hooks;
 mod live;
 mod meaning;
-pub mod options;
+mod options;
 mod real;
-pub mod reports;
+mod reports;
 mod scope;
 pub mod tokubackup;

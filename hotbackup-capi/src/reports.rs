@@ -1,63 +1,11 @@
 //! What a C program is told: how far a session has come, and what came of it.
 
-use std::ffi::c_char;
 use std::ptr;
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::declarations::{Phase, Progress, Report};
 use crate::guard::Failure;
 use crate::options::Warn;
-
-/// Where a session stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub enum Phase {
-    /// The arguments are being checked and capture is being armed.
-    Prepare = 0,
-    /// The files are being copied for the first time.
-    Copy = 1,
-    /// What changed meanwhile is being copied until little is left.
-    Converge = 2,
-    /// The instant that the backup shows.
-    Cut = 3,
-    /// Changes that nobody saw are being looked for.
-    Audit = 4,
-    /// Names, owners, times are set, everything is synced, the mark is removed.
-    Publish = 5,
-    /// The session has ended.
-    Done = 6,
-}
-
-/// A look at a running session.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Progress {
-    /// sizeof(hotbackup_progress), as whoever made the struct knows it.
-    pub size: usize,
-    /// Where the session stands.
-    pub phase: Phase,
-    /// The part that is done, from 0.0 to 1.0; it never goes down and is 1.0 only at the end.
-    pub fraction: f32,
-    /// Bytes that the copying has dealt with, holes included.
-    pub bytes_done: u64,
-    /// Bytes known of so far; grows while the sources are being walked.
-    pub bytes_total: u64,
-    /// Files copied for the first time.
-    pub files_done: u64,
-    /// Files known of so far.
-    pub files_total: u64,
-    /// Bytes copied again because the program changed them meanwhile.
-    pub bytes_recopied: u64,
-    /// Bytes of files already copied that the destination does not have yet, and 256 KiB or more for each file found since.
-    pub lag: u64,
-    /// Bytes per second over the last second.
-    pub rate: u64,
-    /// An estimate of the milliseconds that are left; UINT64_MAX while there is no ground for one.
-    pub eta_ms: u64,
-    /// How long the session has run, in milliseconds.
-    pub elapsed_ms: u64,
-    /// The file that was begun last, or NULL. The string dies when the callback returns.
-    pub file: *const c_char,
-}
 
 impl From<&hotbackup::Progress> for Progress {
     fn from(now: &hotbackup::Progress) -> Progress {
@@ -94,44 +42,6 @@ impl Progress {
         // SAFETY: the caller says so.
         unsafe { copy_out(&Progress::from(now), progress, size_at(progress)?) }
     }
-}
-
-/// What a complete backup holds and what it took. Set `size` before the call.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Report {
-    /// sizeof(hotbackup_report).
-    pub size: usize,
-    /// Regular files in the backup, each inode counted once.
-    pub files: u64,
-    /// Directories, the roots included.
-    pub directories: u64,
-    /// Bytes of data written by the first copy.
-    pub bytes_copied: u64,
-    /// Bytes written again because they had changed meanwhile.
-    pub bytes_recopied: u64,
-    /// The instant that the backup shows, in nanoseconds since 1970 (UTC).
-    pub cut_unix_ns: u64,
-    /// How long calls of the program had to wait around it, in nanoseconds.
-    pub freeze_ns: u64,
-    /// How many attempts the cut took.
-    pub cut_attempts: u64,
-    /// Files that had to be copied again because something that the library does not see had changed them.
-    pub unseen_files: u64,
-    /// How many warnings on_warning was told.
-    pub warnings: u64,
-    /// How long the phases took, in milliseconds.
-    pub prepare_ms: u64,
-    /// See prepare_ms.
-    pub copy_ms: u64,
-    /// See prepare_ms.
-    pub converge_ms: u64,
-    /// See prepare_ms.
-    pub cut_ms: u64,
-    /// See prepare_ms.
-    pub audit_ms: u64,
-    /// See prepare_ms.
-    pub publish_ms: u64,
 }
 
 impl Report {
