@@ -7,7 +7,7 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
-use crate::server::{Family, Server};
+use crate::host::{Family, Server};
 
 #[cfg(not(all(target_pointer_width = "64", target_endian = "little")))]
 compile_error!("a declaration's numbers lie at the low end of 64-bit words");
@@ -21,6 +21,20 @@ pub(crate) struct Declaration {
     pub(crate) version: usize,
     pub(crate) version_text: &'static CStr,
     pub(crate) init: extern "C" fn(*mut c_void) -> c_int,
+    pub(crate) end: extern "C" fn(*mut c_void) -> c_int,
+    /// Address of an array of status variables that one of zeros ends.
+    pub(crate) status: usize,
+    /// Address of an array of pointers to system variables that NULL ends.
+    pub(crate) variables: usize,
+}
+
+/// Which word of a declaration says where the system variables are.
+pub(crate) fn system_variables_at(server: Server) -> usize {
+    if has_check_uninstall(server) { 11 } else { 10 }
+}
+
+fn has_check_uninstall(server: Server) -> bool {
+    server.family == Family::MySql && server.version >= 80_000
 }
 
 const DAEMON: usize = 3;
@@ -30,7 +44,7 @@ const LICENCE_BSD: usize = 2;
 const MATURITY_GAMMA: usize = 4;
 
 /// Words in the longest declaration.
-const LONGEST: usize = 14;
+pub(crate) const LONGEST: usize = 14;
 const WORD: usize = size_of::<usize>();
 
 /// An array of one declaration and the zeros that end it.
@@ -101,15 +115,14 @@ impl Symbols {
             text(declaration.author),
             text(declaration.description),
             LICENCE_BSD,
-            declaration.init as usize,
+            declaration.init as *const () as usize,
         ];
-        let has_check_uninstall = server.family == Family::MySql && server.version >= 80_000;
-        if has_check_uninstall {
+        if has_check_uninstall(server) {
             words.push(0);
             self.layout.store(0x010b, Ordering::Relaxed);
         }
-        // No end function, status variables or system variables.
-        words.extend([0, declaration.version, 0, 0]);
+        let end = declaration.end as *const () as usize;
+        words.extend([end, declaration.version, declaration.status, declaration.variables]);
         words.extend(match server.family {
             Family::MySql => [0, 0],
             Family::MariaDb => [text(declaration.version_text), MATURITY_GAMMA],
@@ -137,6 +150,9 @@ mod tests {
         version: 7,
         version_text: c"0.7",
         init,
+        end: init,
+        status: 21,
+        variables: 42,
     };
 
     fn declared(version: &str) -> (Vec<usize>, i32, i32) {
@@ -155,8 +171,10 @@ mod tests {
     fn each_family_finds_the_fields_where_it_looks() {
         let (old, size, layout) = declared("5.6.24");
         assert_eq!((old[0], old[5], old[8], size, layout), (3, 2, 7, 104, 0x0104));
-        assert!(old[9..].iter().all(|&word| word == 0));
+        assert_eq!(old[9..11], [21, 42]);
+        assert!(old[11..].iter().all(|&word| word == 0));
         let (new, size, layout) = declared("9.7.0");
+        assert_eq!(new[system_variables_at(Server::parse("9.7.0").expect("a version"))], 42);
         assert_eq!((new[6], new[7], new[9], size, layout), (init as *const () as usize, 0, 7, 112, 0x010b));
         let (maria, size, _) = declared("10.11.6-MariaDB-0+deb12u1");
         assert_eq!((maria[8], maria[12], size), (7, MATURITY_GAMMA, 104));

@@ -1,48 +1,79 @@
 //! The plugin `tokudb_backup` for MySQL 5.6 to 9.x and MariaDB: one library for all of them, without their headers.
 //!
-//! In this version it declares itself and refuses to be installed, with a sentence in the server's error log. The
-//! engine is not linked in: a plugin finds it in the preloaded libHotBackup.so, because two copies in one process
-//! would see different worlds.
+//! `SET tokudb_backup_dir = '/backups/monday'` makes a backup and returns when it is complete. The engine is not linked in: a
+//! plugin finds it in the preloaded libHotBackup.so, because two copies in one process would see different worlds.
 //!
 //! A server reads the declarations by name right after it has loaded the library; what they must hold depends on the
-//! server. So they are filled by a constructor, which runs before that.
+//! server. So they are filled by a constructor, which runs before that. `abi` and `variable` are structures of the servers,
+//! `host` what we call of theirs, `library` the engine; `variables` and `status` are what SQL sees; `run` makes a backup of
+//! what `sources` finds.
 
 mod abi;
-mod server;
+#[allow(dead_code, missing_docs, reason = "the library's own types, of which a part is used here")]
+#[path = "../../../hotbackup-capi/src/declarations.rs"]
+mod declarations;
+mod host;
+mod library;
+mod regex;
+mod run;
+mod sources;
+mod status;
+mod variable;
+mod variables;
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 
 use abi::{Declaration, MARIADB, MYSQL};
-use server::Server;
+use host::Server;
+use library::Library;
 
-/// What a server would list the plugin as.
-const DECLARATION: Declaration = Declaration {
-    name: c"tokudb_backup",
-    author: c"The hotbackup authors",
-    description: c"Hot backup by SQL",
-    version: 0x0001,
-    version_text: c"0.1",
-    init: refuse,
+const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+    Ok(version) => version,
+    Err(_) => panic!("a version holds no NUL"),
 };
 
-const REFUSAL: &str = "Plugin tokudb_backup: backup by SQL is not built in this version of hotbackup; \
-                       use the C API of the preloaded libHotBackup.so.\n";
-
 /// Called by the server when the plugin is installed: anything but 0 means that it cannot be.
-extern "C" fn refuse(_plugin: *mut c_void) -> c_int {
-    server::log(REFUSAL);
-    1
+extern "C" fn init(_plugin: *mut c_void) -> c_int {
+    match Library::find() {
+        Ok(_) => {
+            if !Server::here().is_some_and(Server::is_tested) {
+                host::log("this series of servers is not among those that it is tested with (docs/mysql.md)");
+            }
+            0
+        }
+        Err(failure) => {
+            host::raise(1105, &failure.text);
+            host::log(&failure.text);
+            1
+        }
+    }
+}
+
+/// Called by the server when the plugin is uninstalled. The server waits for statements that use its variables.
+extern "C" fn end(_plugin: *mut c_void) -> c_int {
+    0
 }
 
 extern "C" fn declare() {
     let server = Server::here();
-    MYSQL.declare(&DECLARATION, server);
-    MARIADB.declare(&DECLARATION, server);
+    let declaration = Declaration {
+        name: c"tokudb_backup",
+        author: c"The hotbackup authors",
+        description: c"Hot backup by SQL",
+        version: 0x0001,
+        version_text: VERSION,
+        init,
+        end,
+        status: status::declare(),
+        variables: variables::declare(VERSION),
+    };
+    MYSQL.declare(&declaration, server);
+    MARIADB.declare(&declaration, server);
 }
 
 /// Has the dynamic loader call [`declare`] when the library is loaded.
 #[used]
 // SAFETY: the section is an array of functions of this very type, and `declare` needs nothing that is initialised
-// later: it reads one exported string and stores to atomics of this library.
+// later: it reads what the process exports and stores to atomics of this library.
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = declare;

@@ -1,0 +1,195 @@
+//! What we need of the server that loaded us, by the names that it exports.
+//!
+//! Servers differ in what they export and how C++ has mangled it; whatever is missing is missing by name.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void};
+use std::path::PathBuf;
+
+use crate::variable::{Foreign, Thd};
+
+/// The two families, whose plugins are declared differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    MySql,
+    MariaDb,
+}
+
+/// Which server this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) family: Family,
+    /// Major * 10,000 + minor * 100 + patch.
+    pub(crate) version: i32,
+}
+
+impl Server {
+    /// The server that this process is, by the variable `server_version` that all of them export.
+    pub(crate) fn here() -> Option<Server> {
+        // SAFETY: in every server it is an array of char that a NUL ends and that is set before plugins are loaded.
+        let text = unsafe { CStr::from_ptr(symbol(&[c"server_version"])?.cast::<c_char>()) };
+        Server::parse(text.to_str().ok()?)
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Server> {
+        let family = if text.contains("MariaDB") { Family::MariaDb } else { Family::MySql };
+        // MariaDB may put "5.5.5-" before its own version, for old replicas.
+        let text = text.strip_prefix("5.5.5-").filter(|_| family == Family::MariaDb).unwrap_or(text);
+        let end = text.find(|c: char| c != '.' && !c.is_ascii_digit());
+        let mut numbers = text[..end.unwrap_or(text.len())].split('.').map(str::parse::<i32>);
+        let mut next = || numbers.next()?.ok().filter(|number| *number < 100);
+        Some(Server { family, version: next()? * 10_000 + next()? * 100 + next().unwrap_or(0) })
+    }
+
+    /// Whether this version is one that the plugin is tested with.
+    pub(crate) fn is_tested(self) -> bool {
+        let series = self.version / 100;
+        match self.family {
+            Family::MySql => matches!(series, 506 | 907),
+            Family::MariaDb => matches!(series, 1011 | 1108),
+        }
+    }
+}
+
+/// The first of these symbols that the process has.
+pub(crate) fn symbol(names: &[&CStr]) -> Option<*mut c_void> {
+    // SAFETY: the names are C strings, and looking up a symbol has no effect.
+    let found = names.iter().map(|name| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) });
+    found.into_iter().find(|address| !address.is_null())
+}
+
+/// A text that the server exports as a pointer.
+fn text_at(name: &CStr) -> Option<Vec<u8>> {
+    // SAFETY: the variables asked for are pointers to strings, or NULL, in every server that has them.
+    unsafe {
+        let text = *symbol(&[name])?.cast::<*const c_char>();
+        (!text.is_null()).then(|| CStr::from_ptr(text).to_bytes().to_vec())
+    }
+}
+
+/// Writes to the server's error log, which is its stderr.
+pub(crate) fn log(text: &str) {
+    let line = format!("Plugin tokudb_backup: {text}\n");
+    // SAFETY: the pointer and length are those of a string.
+    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+}
+
+/// Has the statement that is running fail with this error.
+pub(crate) fn raise(number: c_uint, text: &str) {
+    let names = [c"my_printf_error", c"_Z15my_printf_errorjPKciz"];
+    let Some(raise) = symbol(&names) else { return log(text) };
+    // SAFETY: a function of this type in every server; flags of an int or of a long are passed alike.
+    let raise: extern "C" fn(c_uint, *const c_char, c_ulong, ...) = unsafe { std::mem::transmute(raise) };
+    raise(number, c"%s".as_ptr(), 0, c_text(text).as_ptr());
+}
+
+pub(crate) fn c_text(text: &str) -> CString {
+    CString::new(text.replace('\0', "?")).unwrap_or_default()
+}
+
+/// Shows `state` in the processlist; it has to live until another one is shown. Returns what was shown before.
+pub(crate) fn show_state(thd: Thd, state: *const c_char) -> *const c_char {
+    let Some(show) = symbol(&[c"set_thd_proc_info"]) else { return std::ptr::null() };
+    type Show = extern "C" fn(Thd, *const c_char, *const c_char, *const c_char, c_uint) -> *const c_char;
+    // SAFETY: a function of this type in every server.
+    let show: Show = unsafe { std::mem::transmute(show) };
+    show(thd, state, c"backup".as_ptr(), c"tokudb_backup".as_ptr(), 0)
+}
+
+/// Whether the statement that is running is to end.
+pub(crate) fn is_killed(thd: Thd) -> bool {
+    let Some(killed) = symbol(&[c"thd_killed"]) else { return false };
+    // SAFETY: a function of this type in every server.
+    let killed: extern "C" fn(Thd) -> c_int = unsafe { std::mem::transmute(killed) };
+    killed(thd) != 0
+}
+
+/// Whether the session has the privilege SUPER. If not, the server's own access error has been raised.
+pub(crate) fn may_back_up(thd: Thd) -> bool {
+    const SUPER: c_ulong = 1 << 15;
+    let names = [
+        c"_Z19check_global_accessP3THDm",
+        c"_Z19check_global_accessP3THD11privilege_tb",
+        c"_Z19check_global_accessP3THDj",
+    ];
+    let Some(check) = symbol(&names) else {
+        raise(
+            1105,
+            "tokudb_backup cannot tell who may back up this server: it exports no check_global_access",
+        );
+        return false;
+    };
+    // SAFETY: of this type in every server; what has fewer arguments ignores the last, and 32 bits hold the privilege.
+    let check: extern "C" fn(Thd, c_ulong, c_int) -> bool = unsafe { std::mem::transmute(check) };
+    !check(thd, SUPER, 0)
+}
+
+/// A copy of `text` that lives as long as the statement.
+pub(crate) fn statement_text(thd: Thd, text: &[u8]) -> Option<*mut c_char> {
+    let make = symbol(&[c"thd_strmake", c"_Z11thd_strmakeP3THDPKcm"])?;
+    // SAFETY: a function of this type in every server.
+    let make: extern "C" fn(Thd, *const c_char, usize) -> *mut c_char = unsafe { std::mem::transmute(make) };
+    Some(make(thd, text.as_ptr().cast(), text.len())).filter(|made| !made.is_null())
+}
+
+/// The data directory, absolute.
+pub(crate) fn data_directory() -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    // SAFETY: an array of char that a NUL ends, in every server.
+    let text = unsafe { CStr::from_ptr(symbol(&[c"mysql_real_data_home"])?.cast::<c_char>()) };
+    Some(std::ffi::OsString::from_vec(text.to_bytes().to_vec()).into())
+}
+
+/// Where binary logs lie: directory and beginning of their names, absolute or below the data directory.
+pub(crate) fn binary_log() -> Option<Vec<u8>> {
+    text_at(c"log_bin_basename").or_else(|| text_at(c"opt_bin_logname"))
+}
+
+/// The same for relay logs.
+pub(crate) fn relay_log() -> Option<Vec<u8>> {
+    text_at(c"relay_log_basename").or_else(|| text_at(c"opt_relay_logname"))
+}
+
+/// The global variable `name` that the server's own plugin `plugin` declares.
+pub(crate) fn plugin_variable(server: Server, plugin: &CStr, name: &CStr) -> Option<Foreign<'static>> {
+    let arrays = [c"mysql_mandatory_plugins", c"mysql_optional_plugins"];
+    arrays.into_iter().find_map(|array| {
+        let mut at = symbol(&[array])?.cast::<*const usize>().cast_const();
+        // SAFETY: an array of pointers to declarations that NULL ends; each has more words than are read.
+        unsafe {
+            while !(*at).is_null() {
+                let declaration = std::slice::from_raw_parts(*at, crate::abi::LONGEST - 1);
+                let found = declaration[2] as *const c_char;
+                if declaration[0] <= 64 && !found.is_null() && CStr::from_ptr(found) == plugin {
+                    let variables = declaration[crate::abi::system_variables_at(server)];
+                    return Foreign::find(variables as *const *const usize, name);
+                }
+                at = at.add(1);
+            }
+        }
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_understood() {
+        let of = |text| Server::parse(text).map(|server| (server.family, server.version));
+        assert_eq!(of("5.6.24"), Some((Family::MySql, 50_624)));
+        assert_eq!(of("9.7.0-debug"), Some((Family::MySql, 90_700)));
+        assert_eq!(of("10.11.6-MariaDB-0+deb12u1"), Some((Family::MariaDb, 101_106)));
+        assert_eq!(of("5.5.5-10.11.6-MariaDB"), Some((Family::MariaDb, 101_106)));
+        assert_eq!(of("8.4"), Some((Family::MySql, 80_400)));
+        assert_eq!(of("none"), None);
+        assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn untested_servers_are_known() {
+        let of = |text| Server::parse(text).expect("a version").is_tested();
+        assert_eq!(["5.6.24", "9.7.1", "10.11.6-MariaDB", "11.8.2-MariaDB"].map(of), [true; 4]);
+        assert_eq!(["5.7.44", "8.0.36", "8.4.0", "10.6.1-MariaDB"].map(of), [false; 4]);
+    }
+}

@@ -1,0 +1,294 @@
+//! One backup, from the statement that asks for it to its end.
+
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_void};
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::declarations::{HOTBACKUP_MANIFEST_IN_FILE, Pair, Phase, Progress, Report};
+use crate::host::{self, Server};
+use crate::library::{Failure, Library};
+use crate::regex::Regex;
+use crate::sources::{self, Source};
+use crate::status;
+use crate::variable::Thd;
+use crate::variables::Wishes;
+
+/// Left out of every backup, as paths below a source: what says that a server is running, and InnoDB's temporary tablespaces,
+/// which it makes anew when it starts.
+const LEFT_OUT: [&CStr; 3] = [c"^/[^/]+\\.pid$", c"^/ibtmp1$", c"^/#innodb_temp(/|$)"];
+
+/// The names of the engine's own entries in a backup (hotbackup's documentation).
+const MANIFEST: &str = "hotbackup-manifest.json";
+const INCOMPLETE: &str = "HOTBACKUP-INCOMPLETE";
+
+/// Backs the server up to `directory`, on the thread of `thd`.
+pub(crate) fn backup(thd: Thd, directory: &[u8], wishes: &Wishes) -> Result<(), Failure> {
+    status_of(directory, || {
+        let library = Library::find()?;
+        let server = Server::here().ok_or_else(|| Failure::new(libc::ENOSYS, "this server is not known"))?;
+        refuse_native_io(server)?;
+        let sources = sources::of(server)?;
+        let destination = Destination::claim(directory, wishes, &sources)?;
+        let outcome = run(thd, library, &sources, &destination, wishes);
+        if outcome.is_err() {
+            destination.abandon();
+        }
+        outcome
+    })
+}
+
+/// Notes for the status variables what comes of `backup`. One that is refused because another one runs leaves no trace.
+fn status_of(directory: &[u8], backup: impl FnOnce() -> Result<Report, Failure>) -> Result<(), Failure> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static RUNNING: AtomicBool = AtomicBool::new(false);
+    if RUNNING.swap(true, Ordering::AcqRel) {
+        return Err(Failure::new(libc::EBUSY, "Another backup is in progress."));
+    }
+    status::begun(&String::from_utf8_lossy(directory));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(backup));
+    let outcome =
+        outcome.unwrap_or_else(|_| Err(Failure::new(libc::EINVAL, "the plugin panicked: please report it")));
+    let outcome = outcome.map(|report| report.freeze_ns);
+    status::ended(&outcome);
+    RUNNING.store(false, Ordering::Release);
+    outcome.map(drop)
+}
+
+/// Writes in flight in the kernel are not captured yet.
+fn refuse_native_io(server: Server) -> Result<(), Failure> {
+    match host::plugin_variable(server, c"InnoDB", c"innodb_use_native_aio") {
+        Some(switch) if switch.is_on() => Err(Failure::new(
+            libc::ENOTSUP,
+            "InnoDB writes by native asynchronous I/O, which is not captured yet: \
+             start the server with innodb_use_native_aio=OFF",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The directory that receives a backup, with a directory in it for every source.
+struct Destination {
+    path: PathBuf,
+    /// It was made for this backup.
+    is_new: bool,
+    parts: Vec<PathBuf>,
+}
+
+fn failed<'a>(what: &'a str, path: &'a Path) -> impl Fn(std::io::Error) -> Failure + 'a {
+    move |e| {
+        Failure::new(e.raw_os_error().unwrap_or(libc::EIO), format!("cannot {what} {}: {e}", path.display()))
+    }
+}
+
+impl Destination {
+    fn claim(directory: &[u8], wishes: &Wishes, sources: &[Source]) -> Result<Destination, Failure> {
+        let given = PathBuf::from(OsString::from_vec(directory.to_vec()));
+        let path = resolve(&given)?;
+        if let Some(prefix) = &wishes.allowed_prefix {
+            let prefix = Path::new(OsStr::from_bytes(prefix));
+            let resolved = fs::canonicalize(prefix).map_err(failed("find the allowed prefix", prefix))?;
+            if !path.starts_with(&resolved) {
+                let text =
+                    format!("{} does not lie below {}, the allowed prefix", path.display(), prefix.display());
+                return Err(Failure::new(libc::EACCES, text));
+            }
+        }
+        if let Some(source) = sources.iter().find(|source| path.starts_with(&source.path)) {
+            let text = format!("{} is a child of {}", path.display(), source.path.display());
+            return Err(Failure::new(libc::EINVAL, text));
+        }
+        let is_new = match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => true,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                check_empty(&path)?;
+                false
+            }
+            Err(e) => return Err(failed("make the directory", &path)(e)),
+        };
+        let mut destination = Destination { path, is_new, parts: Vec::new() };
+        match destination.make_parts(sources) {
+            Ok(()) => Ok(destination),
+            Err(failure) => {
+                destination.abandon();
+                Err(failure)
+            }
+        }
+    }
+
+    fn make_parts(&mut self, sources: &[Source]) -> Result<(), Failure> {
+        let private = Permissions::from_mode(0o700);
+        fs::set_permissions(&self.path, private).map_err(failed("set the mode of", &self.path))?;
+        for source in sources {
+            let part = self.path.join(&source.name);
+            DirBuilder::new().mode(0o700).create(&part).map_err(failed("make the directory", &part))?;
+            self.parts.push(part);
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing behind of a backup that copied nothing. What was copied stays, marked as incomplete.
+    fn abandon(&self) {
+        self.parts.iter().for_each(|part| drop(fs::remove_dir(part)));
+        if self.is_new {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+/// The path without links and dots; its last component need not exist.
+fn resolve(given: &Path) -> Result<PathBuf, Failure> {
+    if given.as_os_str().is_empty() {
+        return Err(Failure::new(libc::EINVAL, "no directory is named"));
+    }
+    if given.as_os_str().as_bytes().contains(&0) {
+        return Err(Failure::new(libc::EINVAL, "the name of the directory holds a NUL"));
+    }
+    if !given.is_absolute() {
+        let text = "the name of the directory has to begin with a slash";
+        return Err(Failure::new(libc::EINVAL, text));
+    }
+    match fs::canonicalize(given) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        found => return found.map_err(failed("find", given)),
+    }
+    let (Some(parent), Some(name)) = (given.parent(), given.file_name()) else {
+        let text = format!("{} is no name for a directory", given.display());
+        return Err(Failure::new(libc::EINVAL, text));
+    };
+    let missing = "find the directory that is to hold it,";
+    Ok(fs::canonicalize(parent).map_err(failed(missing, parent))?.join(name))
+}
+
+fn check_empty(path: &Path) -> Result<(), Failure> {
+    if !path.is_dir() {
+        let text = format!("Backup destination {} is not a directory", path.display());
+        return Err(Failure::new(libc::EINVAL, text));
+    }
+    let mut is_empty = true;
+    for entry in fs::read_dir(path).map_err(failed("read", path))?.flatten() {
+        is_empty = false;
+        let mark = entry.path().join(INCOMPLETE);
+        if mark.is_dir() {
+            let text = fs::read_to_string(mark.join("README.txt")).unwrap_or_default();
+            let begun =
+                text.lines().find_map(|line| line.strip_prefix("begun: ")).unwrap_or("an unknown time");
+            let text = format!(
+                "{} holds a backup, begun {begun}, that did not complete; remove it with: rm -rf '{}'",
+                path.display(),
+                path.display()
+            );
+            return Err(Failure::new(libc::EINVAL, text));
+        }
+    }
+    if !is_empty {
+        let text = format!("Backup directory {} is not empty", path.display());
+        return Err(Failure::new(libc::EINVAL, text));
+    }
+    Ok(())
+}
+
+/// What the callbacks work with.
+struct Run {
+    thd: Thd,
+    exclude: Option<Regex>,
+    /// What the processlist shows, and what it showed before: one who reads it may still be at that.
+    state: CString,
+    before: CString,
+    killed: bool,
+}
+
+fn run(
+    thd: Thd,
+    library: Library,
+    sources: &[Source],
+    destination: &Destination,
+    wishes: &Wishes,
+) -> Result<Report, Failure> {
+    let exclude = wishes.exclude.as_deref().map(Regex::new).transpose()?;
+    let mut run = Run { thd, exclude, state: CString::default(), before: CString::default(), killed: false };
+    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
+    let paths: Vec<(CString, CString)> =
+        sources.iter().zip(&destination.parts).map(|(from, to)| (c_path(&from.path), c_path(to))).collect();
+    let pairs: Vec<Pair> = paths
+        .iter()
+        .map(|(source, destination)| Pair { source: source.as_ptr(), destination: destination.as_ptr() })
+        .collect();
+    let left_out = LEFT_OUT.map(CStr::as_ptr);
+    let manifest = c_path(&destination.path.join(MANIFEST));
+    let mut options = library.options();
+    (options.pairs, options.pair_count) = (pairs.as_ptr(), pairs.len());
+    (options.exclude, options.exclude_count) = (left_out.as_ptr(), left_out.len());
+    options.exclude_if = run.exclude.is_some().then_some(leave_out as _);
+    (options.throttle, options.max_lag) = (wishes.throttle, wishes.max_lag);
+    (options.threads, options.keep_free) = (wishes.threads, wishes.keep_free);
+    (options.manifest_place, options.manifest) = (HOTBACKUP_MANIFEST_IN_FILE, manifest.as_ptr());
+    options.on_progress = Some(on_progress);
+    options.on_warning = Some(on_warning);
+    options.user_data = (&raw mut run).cast();
+    let shown = host::show_state(thd, c"tokudb backup".as_ptr());
+    // SAFETY: everything lives until this returns; the callbacks are given the `Run` that they expect.
+    let outcome = unsafe { library.backup(&options) };
+    host::show_state(thd, shown);
+    outcome.map_err(|failure| match run.killed {
+        true => {
+            Failure::new(libc::EINTR, "the statement was killed; what was copied is marked as incomplete")
+        }
+        false => failure,
+    })
+}
+
+/// What `user_data` is.
+///
+/// # Safety
+/// It is that of the options of a backup that runs, and nobody else uses it meanwhile.
+unsafe fn run_of<'a>(user_data: *mut c_void) -> &'a mut Run {
+    // SAFETY: callbacks come one at a time, on the thread that called the backup, which keeps the `Run` and leaves it alone.
+    unsafe { &mut *user_data.cast::<Run>() }
+}
+
+unsafe extern "C-unwind" fn leave_out(path: *const c_char, user_data: *mut c_void) -> c_int {
+    // SAFETY: the library gives a string, and what the options said.
+    let (run, path) = unsafe { (run_of(user_data), CStr::from_ptr(path)) };
+    c_int::from(run.exclude.as_ref().is_some_and(|exclude| exclude.is_in(path)))
+}
+
+unsafe extern "C-unwind" fn on_warning(text: *const c_char, _user_data: *mut c_void) {
+    // SAFETY: the library gives a string.
+    host::log(&format!("warning: {}", unsafe { CStr::from_ptr(text) }.to_string_lossy()));
+}
+
+unsafe extern "C-unwind" fn on_progress(progress: *const Progress, user_data: *mut c_void) -> c_int {
+    // SAFETY: the library gives a struct whose string lives until this returns, and what the options said.
+    let (run, progress) = unsafe { (run_of(user_data), &*progress) };
+    // SAFETY: NULL or a string.
+    let file = (!progress.file.is_null()).then(|| unsafe { CStr::from_ptr(progress.file) }.to_string_lossy());
+    run.show(describe(progress, file.as_deref()));
+    run.killed |= host::is_killed(run.thd);
+    c_int::from(run.killed)
+}
+
+impl Run {
+    fn show(&mut self, state: String) {
+        self.before = std::mem::replace(&mut self.state, host::c_text(&state));
+        host::show_state(self.thd, self.state.as_ptr());
+    }
+}
+
+fn describe(progress: &Progress, file: Option<&str>) -> String {
+    let doing = match progress.phase {
+        Phase::Prepare => "Preparing backup".to_owned(),
+        Phase::Copy => {
+            let known = progress.files_total.saturating_sub(progress.files_done);
+            let file = file.map_or_else(String::new, |file| format!(" Copying file {file}"));
+            let (bytes, files) = (progress.bytes_done, progress.files_done);
+            format!("Backup progress {bytes} bytes, {files} files. {known} more files known of.{file}")
+        }
+        Phase::Converge => format!("Copying what has changed meanwhile, {} bytes", progress.lag),
+        Phase::Cut => "Reaching one instant".to_owned(),
+        Phase::Audit => "Looking for changes that nobody saw".to_owned(),
+        Phase::Publish | Phase::Done => "Syncing the backup".to_owned(),
+    };
+    format!("tokudb backup about {:.0}% done: {doing}", f64::from(progress.fraction * 100.0).floor())
+}

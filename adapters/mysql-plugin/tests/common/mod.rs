@@ -1,0 +1,237 @@
+//! What the tests on real servers share: servers of their own, started on a copy of a fresh data directory.
+#![allow(dead_code, reason = "every test program compiles this module and uses a part of it")]
+
+pub mod load;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use mysql::prelude::Queryable;
+use mysql::{Conn, OptsBuilder};
+
+/// Servers of one test program run one after the other: the machine is small.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What `tests/servers/template` says of the server that `HOTBACKUP_SERVER` names.
+pub struct Product {
+    pub name: String,
+    said: Vec<(String, String)>,
+}
+
+impl Product {
+    /// `None`, with a word, if no server is named.
+    pub fn wanted() -> Option<&'static Product> {
+        static PRODUCT: OnceLock<Option<Product>> = OnceLock::new();
+        PRODUCT
+            .get_or_init(|| {
+                let Ok(name) = std::env::var("HOTBACKUP_SERVER") else {
+                    say("skipped: HOTBACKUP_SERVER names no server");
+                    return None;
+                };
+                let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/servers/template");
+                let output =
+                    Command::new(script).arg(&name).stderr(Stdio::inherit()).output().expect("the script");
+                assert!(output.status.success(), "there is no server {name}");
+                let text = String::from_utf8(output.stdout).expect("UTF-8");
+                let pair = |line: &str| line.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+                Some(Product { name, said: text.lines().filter_map(pair).collect() })
+            })
+            .as_ref()
+    }
+
+    pub fn is_mariadb(&self) -> bool {
+        self.name.starts_with("mariadb")
+    }
+
+    fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.said.iter().filter(move |(k, _)| k == key).map(|(_, value)| &**value)
+    }
+
+    fn one<'a>(&'a self, key: &'a str) -> &'a str {
+        self.all(key).next().unwrap_or_else(|| panic!("{} has no {key}", self.name))
+    }
+}
+
+/// Says something to whoever watches the tests.
+pub fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A library of this workspace, built with the same profile as this test.
+fn library(name: &str) -> PathBuf {
+    let program = std::env::current_exe().expect("this program");
+    let directory = program.ancestors().nth(2).expect("target/PROFILE/deps/PROGRAM");
+    let path = directory.join(name);
+    assert!(path.is_file(), "{} has to be built first", path.display());
+    path
+}
+
+/// How a server is started.
+#[derive(Clone, Default)]
+pub struct How {
+    pub options: Vec<String>,
+    pub without_library: bool,
+}
+
+impl How {
+    /// Without asynchronous I/O, which is not captured yet, and with a binary log.
+    pub fn usual() -> How {
+        How::with(&["--innodb-use-native-aio=0", "--log-bin=binlog", "--server-id=1"])
+    }
+
+    pub fn with(options: &[&str]) -> How {
+        How { options: options.iter().map(|&option| option.to_owned()).collect(), without_library: false }
+    }
+
+    pub fn and(mut self, option: impl Into<String>) -> How {
+        self.options.push(option.into());
+        self
+    }
+}
+
+/// A running server, ended when this goes.
+pub struct Server {
+    process: Child,
+    scratch: tempfile::TempDir,
+    data: PathBuf,
+}
+
+impl Server {
+    /// Starts a server on a fresh data directory.
+    pub fn start(product: &Product, how: &How) -> Server {
+        let scratch = tempfile::Builder::new().prefix("hotbackup-server-").tempdir().expect("a directory");
+        let data = scratch.path().join("data");
+        let copied = Command::new("cp").arg("-a").arg(product.one("datadir")).arg(&data).status();
+        assert!(copied.expect("cp").success(), "the data directory is copied");
+        Server::on(product, how, scratch, data)
+    }
+
+    /// Starts a server on what a backup holds.
+    pub fn start_on_copy(product: &Product, how: &How, data: &Path) -> Server {
+        let scratch = tempfile::Builder::new().prefix("hotbackup-server-").tempdir().expect("a directory");
+        Server::on(product, &How { without_library: true, ..how.clone() }, scratch, data.to_owned())
+    }
+
+    fn on(product: &Product, how: &How, scratch: tempfile::TempDir, data: PathBuf) -> Server {
+        let plugins = scratch.path().join("plugins");
+        std::fs::create_dir(&plugins).expect("a directory");
+        std::fs::copy(library("libtokudb_backup.so"), plugins.join("tokudb_backup.so")).expect("the plugin");
+        let log = File::create(scratch.path().join("log")).expect("a log");
+        let place = |option: &str, path: &Path| format!("--{option}={}", path.display());
+        let mut command = Command::new(product.one("server"));
+        command.args(product.all("argument")).args(product.all("option"));
+        command.envs(product.all("environment").filter_map(|pair| pair.split_once('=')));
+        command.arg(place("datadir", &data));
+        command.arg(place("socket", &scratch.path().join("socket")));
+        command.arg(place("pid-file", &scratch.path().join("pid")));
+        command.arg(place("plugin-dir", &plugins));
+        command.args(&how.options);
+        if !how.without_library {
+            command.env("LD_PRELOAD", library("libHotBackup.so"));
+        }
+        command.stdout(log.try_clone().expect("the log")).stderr(log).stdin(Stdio::null());
+        let process = command.spawn().expect("the server starts");
+        let mut server = Server { process, scratch, data };
+        server.wait_until_ready();
+        server
+    }
+
+    fn wait_until_ready(&mut self) {
+        let begun = Instant::now();
+        while self.try_connect("root").is_err() {
+            let ended = self.process.try_wait().expect("the server is our child");
+            let in_time = begun.elapsed() < Duration::from_secs(60);
+            assert!(ended.is_none() && in_time, "the server is not ready ({ended:?}):\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn try_connect(&self, user: &str) -> mysql::Result<Conn> {
+        let socket = self.scratch.path().join("socket");
+        let options = OptsBuilder::new().user(Some(user)).socket(socket.to_str()).prefer_socket(true);
+        Conn::new(options)
+    }
+
+    pub fn connect(&self) -> Conn {
+        self.connect_as("root")
+    }
+
+    pub fn connect_as(&self, user: &str) -> Conn {
+        self.try_connect(user).unwrap_or_else(|e| panic!("cannot connect: {e}\n{}", self.log()))
+    }
+
+    /// A connection to a server that has the plugin.
+    pub fn with_plugin(&self) -> Conn {
+        let mut connection = self.connect();
+        connection.query_drop("INSTALL PLUGIN tokudb_backup SONAME 'tokudb_backup.so'").expect("the plugin");
+        connection
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.scratch.path().join("log")).unwrap_or_default())
+            .into_owned()
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Room for backups and the like, beside the data directory.
+    pub fn room(&self) -> &Path {
+        self.scratch.path()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = libc::pid_t::try_from(self.process.id()).unwrap_or(0);
+        // SAFETY: sends a signal to a child that was not waited for.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        let begun = Instant::now();
+        while self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if begun.elapsed() > Duration::from_secs(30) {
+                let _ = self.process.kill();
+                let _ = self.process.wait();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().rev().take(15).collect();
+            lines.iter().rev().for_each(|line| say(line));
+        }
+    }
+}
+
+/// The number and text of the error that a statement must fail with.
+#[track_caller]
+pub fn failure(connection: &mut Conn, statement: &str) -> (u16, String) {
+    match connection.query_drop(statement) {
+        Err(mysql::Error::MySqlError(e)) => (e.code, e.message),
+        other => panic!("{statement}: {other:?}"),
+    }
+}
+
+/// The session's last_error and last_error_string.
+pub fn last(connection: &mut Conn) -> (u64, Option<String>) {
+    let row: Option<(u64, Option<String>)> = connection
+        .query_first("SELECT @@tokudb_backup_last_error, @@tokudb_backup_last_error_string")
+        .expect("both are there");
+    row.expect("a row")
+}
+
+/// A status variable of the plugin.
+pub fn status(connection: &mut Conn, name: &str) -> String {
+    let row: Option<(String, String)> = connection
+        .query_first(format!("SHOW GLOBAL STATUS LIKE 'tokudb_backup_{name}'"))
+        .expect("it is there");
+    row.expect("a row").1
+}

@@ -1,0 +1,290 @@
+//! Backups of real servers by SQL.
+//!
+//! Method: the server that `HOTBACKUP_SERVER` names (`tests/servers/template`) runs on a data directory of its own with the
+//! preloaded library and the plugin, and is used as people do, by SQL over its socket. Copies are judged by a second server that is
+//! started on them. `HOTBACKUP_BACKUPS` says how many backups are made in a row under load.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::load::{self, Tally};
+use common::{How, Product, Server, failure, last, status};
+use mysql::Conn;
+use mysql::prelude::Queryable;
+
+fn back_up(connection: &mut Conn, directory: &Path) -> mysql::Result<()> {
+    connection.query_drop(format!("SET tokudb_backup_dir='{}'", directory.display()))
+}
+
+/// Backups in a row beside clients; every copy is started and checked.
+fn under_load(product: &Product, how: &How) {
+    let server = Server::start(product, how);
+    let mut connection = server.with_plugin();
+    load::furnish(&mut connection);
+    let backups = std::env::var("HOTBACKUP_BACKUPS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+    let tally = Tally::default();
+    let copies: Vec<_> = std::thread::scope(|scope| {
+        load::start(scope, &server, &tally);
+        let copies = (0..backups).map(|number| {
+            std::thread::sleep(Duration::from_millis(500));
+            let directory = server.room().join(format!("backup{number}"));
+            let least = tally.sequence.load(Ordering::SeqCst);
+            let (transfers, begun) = (tally.transfers.load(Ordering::Relaxed), Instant::now());
+            let outcome = back_up(&mut connection, &directory);
+            let took = begun.elapsed();
+            if outcome.is_err() {
+                tally.stop.store(true, Ordering::Relaxed);
+            }
+            outcome.unwrap_or_else(|e| panic!("backup {number}: {e}"));
+            // The number being committed right now is not counted yet.
+            let most = tally.sequence.load(Ordering::SeqCst) + 1;
+            let transfers = tally.transfers.load(Ordering::Relaxed) - transfers;
+            let freeze = status(&mut connection, "last_good_freeze_microseconds");
+            common::say(&format!(
+                "backup {number}: {took:?}, {transfers} transfers meanwhile, freeze {freeze} us"
+            ));
+            (directory, least, most)
+        });
+        let copies = copies.collect();
+        tally.stop.store(true, Ordering::Relaxed);
+        copies
+    });
+    assert_eq!(last(&mut connection), (0, None));
+    assert!(tally.definitions.load(Ordering::Relaxed) > 20, "tables were hardly defined");
+    drop(connection);
+    for (directory, least, most) in copies {
+        let mode = std::fs::metadata(&directory).expect("the backup").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700, "the backup is open to others");
+        let copy = Server::start_on_copy(product, how, &directory.join("mysql_data_dir"));
+        load::check(product, &mut copy.connect(), least, most);
+    }
+}
+
+#[test]
+fn copies_made_under_load_are_of_one_instant() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    under_load(product, &How::usual());
+}
+
+#[test]
+fn copies_of_a_server_that_flushes_by_fsync_are_of_one_instant() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let method = if product.name == "mysql56" { "O_DIRECT" } else { "fsync" };
+    under_load(product, &How::usual().and(format!("--innodb-flush-method={method}")));
+}
+
+/// Until writes in flight are captured.
+#[test]
+fn a_server_with_native_asynchronous_io_is_refused() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let server = Server::start(product, &How::with(&["--innodb-use-native-aio=1"]));
+    let mut connection = server.with_plugin();
+    let is_on: Option<(String, String)> =
+        connection.query_first("SHOW VARIABLES LIKE 'innodb_use_native_aio'").expect("the variable");
+    if is_on.expect("a row").1 != "ON" {
+        return common::say("skipped: this server has no native asynchronous I/O here");
+    }
+    let directory = server.room().join("backup");
+    let (code, text) = failure(&mut connection, &format!("SET tokudb_backup_dir='{}'", directory.display()));
+    assert_eq!(code, 1231);
+    assert!(text.ends_with("start the server with innodb_use_native_aio=OFF"), "{text}");
+    assert!(!directory.exists(), "something was made");
+}
+
+#[test]
+fn without_the_library_the_plugin_says_what_to_do() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let server = Server::start(product, &How { without_library: true, ..How::usual() });
+    let mut connection = server.connect();
+    let (_, text) = failure(&mut connection, "INSTALL PLUGIN tokudb_backup SONAME 'tokudb_backup.so'");
+    assert!(text.contains("LD_PRELOAD"), "{text}");
+    assert!(server.log().contains("LD_PRELOAD"), "{}", server.log());
+}
+
+#[test]
+fn variables_are_as_documented() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let server = Server::start(product, &How::usual().and("--skip-log-bin"));
+    let mut connection = server.with_plugin();
+    let rows: Vec<(String, String)> =
+        connection.query("SHOW VARIABLES LIKE 'tokudb_backup%'").expect("variables");
+    let unlimited = u64::MAX.to_string();
+    let expected = [
+        ("allowed_prefix", ""),
+        ("dir", ""),
+        ("exclude", "(mysqld_safe\\.pid)+"),
+        ("keep_free", &*unlimited),
+        ("last_error", "0"),
+        ("last_error_string", ""),
+        ("max_lag", &*unlimited),
+        ("plugin_version", env!("CARGO_PKG_VERSION")),
+        ("safe_slave", "OFF"),
+        ("safe_slave_timeout", "0"),
+        ("threads", "2"),
+        ("throttle", &*unlimited),
+        ("version", env!("CARGO_PKG_VERSION")),
+    ];
+    let expected: Vec<_> =
+        expected.iter().map(|(name, value)| (format!("tokudb_backup_{name}"), (*value).to_owned())).collect();
+    assert_eq!(rows, expected);
+    for name in ["plugin_version", "version", "allowed_prefix", "last_error", "last_error_string"] {
+        let (code, text) = failure(&mut connection, &format!("SET SESSION tokudb_backup_{name}=DEFAULT"));
+        assert!(matches!(code, 1229 | 1238), "{name}: {code} {text}");
+    }
+    for name in ["safe_slave", "safe_slave_timeout"] {
+        let (code, text) = failure(&mut connection, &format!("SET SESSION tokudb_backup_{name}=0"));
+        assert_eq!(code, 1229, "{name} is global: {text}");
+        connection.query_drop(format!("SET GLOBAL tokudb_backup_{name}=0")).expect("set");
+    }
+    for name in ["throttle", "exclude", "max_lag", "keep_free", "threads", "dir"] {
+        connection.query_drop(format!("SET SESSION tokudb_backup_{name}=DEFAULT")).expect("of the session");
+    }
+    connection
+        .query_drop("SET tokudb_backup_throttle=18446744073709551615, tokudb_backup_threads=64")
+        .expect("set");
+    let (code, text) = failure(&mut connection, "SET tokudb_backup_throttle=-1");
+    assert_eq!(code, 1231, "{text}");
+    let (code, text) = failure(&mut connection, "SET GLOBAL tokudb_backup_safe_slave=ON");
+    assert_eq!(code, 1231);
+    assert!(text.contains("STOP SLAVE SQL_THREAD"), "{text}");
+}
+
+#[test]
+fn refusals_say_why_and_change_nothing() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let prefix = tempfile::tempdir().expect("a directory");
+    let below = prefix.path().join("backups");
+    std::fs::create_dir(&below).expect("a directory");
+    // The plugin is loaded at start: only then can its options be given.
+    let how = How::usual()
+        .and("--plugin-load=tokudb_backup.so")
+        .and(format!("--tokudb-backup-allowed-prefix={}", below.display()));
+    let server = Server::start(product, &how);
+    let mut connection = server.connect();
+    let allowed: Option<String> =
+        connection.query_first("SELECT @@tokudb_backup_allowed_prefix").expect("a row");
+    assert_eq!(allowed.as_deref(), below.to_str());
+    std::fs::create_dir(below.join("full")).expect("a directory");
+    std::fs::write(below.join("full/file"), b"x").expect("a file");
+    std::fs::write(below.join("file"), b"x").expect("a file");
+    std::os::unix::fs::symlink(prefix.path(), below.join("link")).expect("a link");
+    std::os::unix::fs::symlink(server.data(), below.join("data")).expect("a link");
+    let at = |name: &str| below.join(name).to_str().expect("ordinary").to_owned();
+    let cases = [
+        (format!("'{}'", at("missing/one")), libc::ENOENT, "cannot find the directory that is to hold it"),
+        (format!("'{}'", at("full")), libc::EINVAL, "is not empty"),
+        (format!("'{}'", at("file")), libc::EINVAL, "is not a directory"),
+        (format!("'{}'", at("link/x")), libc::EACCES, "does not lie below"),
+        (format!("'{}'", at("../x")), libc::EACCES, "does not lie below"),
+        (format!("'{}'", at("data/x")), libc::EACCES, "does not lie below"),
+        ("'relative'".into(), libc::EINVAL, "has to begin with a slash"),
+        ("''".into(), libc::EINVAL, "no directory is named"),
+        ("NULL".into(), libc::EINVAL, "no directory is named"),
+        (format!("REPEAT('/{}', 100)", "x".repeat(50)), libc::ENOENT, "cannot find the directory"),
+        (format!("'/{}'", "x".repeat(300)), libc::ENAMETOOLONG, "File name too long"),
+    ];
+    for (value, number, why) in cases {
+        let (code, text) = failure(&mut connection, &format!("SET tokudb_backup_dir={value}"));
+        assert_eq!(code, 1231, "{value}: {text}");
+        assert!(text.starts_with("Variable 'tokudb_backup_dir' can't be set to the value of '"), "{text}");
+        let (error, string) = last(&mut connection);
+        assert_eq!(error, number as u64, "{value}: {string:?}");
+        let string = string.expect("a reason");
+        assert!(string.contains(why), "{value}: {string}");
+        assert!(text.contains(&*string) || text.ends_with("..."), "{text}");
+    }
+    let (code, text) = failure(&mut connection, "SET tokudb_backup_exclude='('");
+    assert_eq!(code, 1231);
+    assert!(text.contains("not a POSIX extended regular expression"), "{text}");
+    let left: Vec<_> = std::fs::read_dir(&below).expect("the directory").flatten().collect();
+    assert_eq!(left.len(), 4, "something was made: {left:?}");
+    // A good one forgets the error.
+    back_up(&mut connection, &below.join("good")).expect("a backup");
+    assert_eq!(last(&mut connection), (0, None));
+    assert_eq!(status(&mut connection, "last_good_directory"), at("good"));
+}
+
+#[test]
+fn who_may_not_back_up_is_refused_by_the_server() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let server = Server::start(product, &How::usual());
+    let mut connection = server.with_plugin();
+    connection.query_drop("CREATE USER 'nobody'@'localhost'").expect("a user");
+    let mut nobody = server.connect_as("nobody");
+    let directory = server.room().join("backup");
+    let (code, text) = failure(&mut nobody, &format!("SET tokudb_backup_dir='{}'", directory.display()));
+    assert_eq!(code, 1227, "{text}");
+    assert!(text.starts_with("Access denied"), "{text}");
+    let (code, _) = failure(&mut nobody, "SET tokudb_backup_throttle=1");
+    assert_eq!(code, 1227);
+    assert!(!directory.exists(), "something was made");
+}
+
+/// A slow backup is watched, sped up, refused to a second session, and killed.
+#[test]
+fn a_backup_is_watched_and_killed_from_other_sessions() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let server = Server::start(product, &How::usual());
+    let mut slow = server.with_plugin();
+    let mut other = server.connect();
+    let (killed, busy) = (server.room().join("killed"), server.room().join("busy"));
+    slow.query_drop("SET tokudb_backup_throttle=1000000").expect("set");
+    let id = slow.connection_id();
+    let (code, text) = std::thread::scope(|scope| {
+        let backup =
+            scope.spawn(|| failure(&mut slow, &format!("SET tokudb_backup_dir='{}'", killed.display())));
+        let begun = Instant::now();
+        loop {
+            let state: Option<Option<String>> = other
+                .query_first(format!("SELECT STATE FROM information_schema.PROCESSLIST WHERE ID={id}"))
+                .expect("the processlist");
+            let state = state.flatten().unwrap_or_default();
+            if state.starts_with("tokudb backup about ") && state.contains("Backup progress") {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "the processlist shows {state:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(status(&mut other, "state"), "running");
+        assert_eq!(status(&mut other, "phase"), "copy");
+        let (code, text) = failure(&mut other, &format!("SET tokudb_backup_dir='{}'", busy.display()));
+        assert_eq!(code, 1231);
+        assert!(text.ends_with("Another backup is in progress."), "{text}");
+        let asked = Instant::now();
+        other.query_drop(format!("KILL QUERY {id}")).expect("killed");
+        let failure = backup.join().expect("no panic");
+        assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?} to end", asked.elapsed());
+        failure
+    });
+    assert!(matches!(code, 1231 | 1317), "{code} {text}");
+    assert_eq!(status(&mut other, "state"), "idle");
+    assert!(!busy.exists(), "the second backup made something");
+    // What was killed is refused, with the command that removes it.
+    let (code, text) = failure(&mut slow, &format!("SET tokudb_backup_dir='{}'", killed.display()));
+    assert_eq!(code, 1231);
+    let (_, string) = last(&mut slow);
+    let string = string.expect("a reason");
+    assert!(string.contains("that did not complete; remove it with: rm -rf '"), "{text}\n{string}");
+    // Unthrottled from another session, it ends soon.
+    let sped_up = server.room().join("sped up");
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| back_up(&mut slow, &sped_up));
+        std::thread::sleep(Duration::from_millis(500));
+        other.query_drop("SET tokudb_backup_throttle=DEFAULT").expect("set");
+        let begun = Instant::now();
+        backup.join().expect("no panic").expect("the backup");
+        assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    });
+}
