@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier as sys_membarrier};
@@ -71,12 +71,37 @@ fn read_path_of(pid: u32, address: usize, buffer: &mut [u8]) -> Result<usize, Er
     Err(Errno::NAMETOOLONG)
 }
 
-/// Gives the calling thread a descriptor table of its own, with nothing in it (close_range(2)).
+/// Gives the calling thread a descriptor table of its own, with nothing of the host's in it (close_range(2)).
 pub(crate) fn leave_descriptor_table() -> Result<(), Errno> {
     const CLOSE_RANGE_UNSHARE: u32 = 2;
     // SAFETY: takes no pointers. The descriptors closed are those of a private copy of the table, which only the
     // calling engine thread sees and which nothing has been opened in.
-    unsafe { syscall!(Sysno::close_range, 0u32, u32::MAX, CLOSE_RANGE_UNSHARE) }.map(drop).map_err(errno)
+    unsafe { syscall!(Sysno::close_range, 0u32, u32::MAX, CLOSE_RANGE_UNSHARE) }.map_err(errno)?;
+    occupy_low_descriptors()
+}
+
+/// Numbers below this are what libraries take for themselves when a process starts.
+const LOW_DESCRIPTORS: u64 = 256;
+
+/// Occupies the low numbers of the calling thread's own, empty descriptor table, at most a quarter of those that the process
+/// may use, with a pipe that nobody else has: reading from it finds nothing, what is written to it goes nowhere.
+///
+/// The host's allocator runs on our threads, and a library behind it may keep descriptors by their numbers: libunwind, which
+/// tcmalloc asks for stack traces, writes to a pipe and reads what it wrote. In an empty table it would take that for closed,
+/// close our descriptors in its stead, and use what it gets for them in the host's table too.
+fn occupy_low_descriptors() -> Result<(), Errno> {
+    use rustix::fs::OFlags;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let count = LOW_DESCRIPTORS.min(limit.map_or(LOW_DESCRIPTORS, |limit| limit / 4));
+    let (end, _) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK | rustix::pipe::PipeFlags::CLOEXEC)?;
+    let both_ends = crate::beneath::reopen(end.as_fd(), OFlags::RDWR | OFlags::NONBLOCK)?;
+    drop(end);
+    for _ in 1..count {
+        keep_open(rustix::io::fcntl_dupfd_cloexec(&both_ends, 0)?);
+    }
+    keep_open(both_ends);
+    Ok(())
 }
 
 /// Gives the calling thread a current directory and umask of its own.
