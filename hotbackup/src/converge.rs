@@ -16,7 +16,7 @@ use crate::conductor::{Engine, Trouble};
 use crate::copier::{
     self, Desk, Fault, Holes, PIECE, Pace, UNKNOWN, copy_range, examine, on_destination, on_source,
 };
-use crate::error::Op;
+use crate::error::{Error, Op};
 use crate::extents::{self, Marks};
 use crate::manifest::BLOCK_BYTES;
 use crate::progress::Progress;
@@ -460,8 +460,26 @@ impl Engine<'_> {
             Placed::In(parent, name) => Some((parent, name)),
             _ => None,
         };
-        self.tree.path_by(id, &mut self.path, placed).ok_or(Trouble::Void("a copy has no place"))?;
+        if self.tree.path_by(id, &mut self.path, placed).is_none() {
+            return Err(self.no_place(id));
+        }
         beneath::open(staging.tree.as_fd(), &mut self.path, flags, Mode::empty()).map_err(fault)
+    }
+
+    /// That the copy of a node cannot be found, and everything that may tell why.
+    pub(crate) fn no_place(&self, id: NodeId) -> Trouble {
+        if self.tree.is_fixed() {
+            return Trouble::Void("a copy has no place");
+        }
+        let mut text = String::from("a copy has no place:");
+        let (mut at, mut steps) = (id, 0);
+        while let Some(node) = self.tree.get(at).filter(|_| steps < 20) {
+            let name = String::from_utf8_lossy(self.tree.text(node.name)).into_owned();
+            text += &format!(" [{at} {name:?} {:?} {:?} {:?}]", node.kind(), node.copy, node.placed);
+            let Placed::In(parent, _) = node.placed else { break };
+            (at, steps) = (parent, steps + 1);
+        }
+        Error::Defect(text).into()
     }
 
     /// Copies what is marked of a file whose first copy is complete.

@@ -125,7 +125,9 @@ impl Engine<'_> {
             Placed::Limbo => Some((NO_NODE, Text::default())),
             Placed::No => None,
         };
-        self.tree.path_by(id, &mut self.path, place).ok_or(Trouble::Void("a copy has no place"))?;
+        if self.tree.path_by(id, &mut self.path, place).is_none() {
+            return Err(self.no_place(id));
+        }
         beneath::open(root.as_fd(), &mut self.path, flags, Mode::empty()).map_err(fault)
     }
 

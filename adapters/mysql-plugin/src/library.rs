@@ -40,6 +40,7 @@ impl Library {
     /// The loaded library, if there is one of this plugin's version.
     pub(crate) fn find() -> Result<Library, Failure> {
         let missing = || Failure::new(libc::ENOSYS, MISSING);
+        #[expect(clippy::missing_transmute_annotations, reason = "each field says what its function is")]
         // SAFETY: the library declares these functions with these types, and keeps to them (hotbackup.h).
         let library = unsafe {
             use std::mem::transmute as function;
