@@ -376,12 +376,14 @@ impl Engine<'_> {
             opened => opened.map_err(failed)?,
         };
         let (found, handle) = beneath::examine(file.as_fd(), c"", StatxFlags::BASIC_STATS).map_err(failed)?;
-        // A file may have got this one's name and its number.
-        if !marks.is(device(&found), found.stx_ino) || handle != self.tree.node(id).handle {
+        let attributes = Attributes::from_statx(&found);
+        // A file may have got this one's name and its number; between the two looks of `admit`, so that it has its handle too.
+        let node = self.tree.node(id);
+        let same = marks.is(device(&found), found.stx_ino) && handle == node.handle;
+        if !same || attributes.kind != node.kind() {
             return Err(Trouble::Vanished);
         }
         marks.set_stamp(stamp(&found));
-        let attributes = Attributes::from_statx(&found);
         let content = if attributes.kind == FileType::Symlink {
             let mut target = [std::mem::MaybeUninit::uninit(); 4096];
             let target = readlinkat_raw(&file, c"", &mut target).map_err(failed)?.0;

@@ -345,3 +345,25 @@ fn files_opened_and_closed_without_end_do_not_hold_up_a_session() {
     };
     beside(place.backup().max_stall(Duration::from_secs(20)), &[&close as &(dyn Fn(&AtomicBool) + Sync); 16]);
 }
+
+/// On ext4 a file gets the number of the link that was removed just before. A name that changes its kind between two looks at it
+/// has the kind of one and the handle of the other.
+#[test]
+fn names_that_change_their_kind_all_the_while_are_copied_as_what_they_are() {
+    let _alone = common::alone();
+    for _ in 0..40 {
+        let place = Place::new(Scratch::new(false), "kinds");
+        let threads = AtomicU64::new(0);
+        let change = |stop: &AtomicBool| {
+            let thread = threads.fetch_add(1, Ordering::Relaxed);
+            for number in (0..30).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                let path = place.source.join(format!("{thread}.{number}"));
+                let _ = hotbackup::fs::remove_file(&path);
+                hotbackup::fs::symlink("nowhere", &path).expect("a link");
+                hotbackup::fs::remove_file(&path).expect("the link");
+                hotbackup::fs::write(&path, b"a file").expect("a file");
+            }
+        };
+        beside(place.backup().max_stall(Duration::from_secs(20)), &[&change, &change, &change]);
+    }
+}
