@@ -231,6 +231,30 @@ fn who_may_not_back_up_is_refused_by_the_server() {
     assert!(!directory.exists(), "something was made");
 }
 
+#[test]
+fn the_plugin_comes_and_goes() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let server = Server::start(product, &How::usual());
+    let install = "INSTALL PLUGIN tokudb_backup SONAME 'tokudb_backup.so'";
+    for round in 0..3 {
+        let mut connection = server.connect();
+        connection.query_drop(install).expect("installed");
+        let (_, text) = failure(&mut connection, install);
+        assert!(text.contains("already"), "{text}");
+        let (error, _) = last(&mut connection);
+        assert_eq!(error, 0);
+        failure(&mut connection, "SET tokudb_backup_dir='/nowhere/at/all'");
+        assert_eq!(last(&mut connection).0, libc::ENOENT as u64);
+        back_up(&mut connection, &server.room().join(format!("backup{round}"))).expect("a backup");
+        assert_eq!(status(&mut connection, "last_result"), "0");
+        connection.query_drop("UNINSTALL PLUGIN tokudb_backup").expect("uninstalled");
+        let rows: Vec<(String, String)> =
+            connection.query("SHOW VARIABLES LIKE 'tokudb%'").expect("variables");
+        assert_eq!(rows, []);
+    }
+}
+
 /// A slow backup is watched, sped up, refused to a second session, and killed.
 #[test]
 fn a_backup_is_watched_and_killed_from_other_sessions() {
