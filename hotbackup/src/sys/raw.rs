@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier as sys_membarrier};
@@ -90,12 +90,13 @@ const LOW_DESCRIPTORS: u64 = 256;
 /// tcmalloc asks for stack traces, writes to a pipe and reads what it wrote. In an empty table it would take that for closed,
 /// close our descriptors in its stead, and use what it gets for them in the host's table too.
 fn occupy_low_descriptors() -> Result<(), Errno> {
-    use rustix::fs::OFlags;
+    use rustix::fs::{Mode, OFlags, open};
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let count = LOW_DESCRIPTORS.min(limit.map_or(LOW_DESCRIPTORS, |limit| limit / 4));
     let (end, _) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK | rustix::pipe::PipeFlags::CLOEXEC)?;
-    let both_ends = crate::beneath::reopen(end.as_fd(), OFlags::RDWR | OFlags::NONBLOCK)?;
+    let path = ProcPath::new().text("/proc/thread-self/fd/").number(end.as_raw_fd().cast_unsigned());
+    let both_ends = open(path.as_c_str(), OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
     drop(end);
     for _ in 1..count {
         keep_open(rustix::io::fcntl_dupfd_cloexec(&both_ends, 0)?);
