@@ -175,6 +175,7 @@ impl Engine<'_> {
         if WATCH.ledger.lag() == 0 {
             WATCH.drained.fetch_max(seen, Ordering::SeqCst);
         }
+        WATCH.rounds.fetch_add(1, Ordering::SeqCst);
         WATCH.relieve();
         Ok(any)
     }

@@ -194,7 +194,13 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
         .ok()
 }
 
+/// The part of `max_stall` after which a call need not wait for others that saturate the engine.
+const FAIR_SHARE: u64 = 4;
+
 /// Waits until the engine has caught up, if it is behind; at most `max_stall`, then the session fails.
+///
+/// Of many that wait the same ones may come too late again and again. So while the bound is the engine's own, whoever has
+/// waited for a while goes on when all that was owed when it came was dealt with.
 fn wait_for_relief() {
     let bound = WATCH.lag_bound.load(Ordering::Relaxed);
     if bound == u64::MAX {
@@ -211,6 +217,11 @@ fn wait_for_relief() {
     }
     let begun = sys::raw::monotonic_ns();
     let limit = WATCH.max_stall_ns.load(Ordering::Relaxed);
+    let share = limit / FAIR_SHARE;
+    let rounds = WATCH.rounds.load(Ordering::SeqCst);
+    let glides = || WATCH.lag_floor.load(Ordering::Relaxed) != 0;
+    // One round may have been under way.
+    let dealt_with = || WATCH.rounds.load(Ordering::SeqCst).wrapping_sub(rounds) >= 2;
     WATCH.waiters.fetch_add(1, Ordering::SeqCst);
     if bound == 0 {
         WATCH.call_for_work();
@@ -221,6 +232,9 @@ fn wait_for_relief() {
             break;
         }
         let waited = sys::raw::monotonic_ns().saturating_sub(begun);
+        if waited >= share && glides() && dealt_with() {
+            break;
+        }
         if waited >= limit {
             let _ = WATCH.stalled_ns.compare_exchange(0, waited, Ordering::SeqCst, Ordering::Relaxed);
             WATCH.lag_bound.store(u64::MAX, Ordering::SeqCst);
@@ -228,7 +242,8 @@ fn wait_for_relief() {
             WATCH.relieve();
             break;
         }
-        gate::wait(&WATCH.relief, relief, Duration::from_nanos(limit - waited));
+        let until = if waited < share { share } else { limit };
+        gate::wait(&WATCH.relief, relief, Duration::from_nanos(until - waited));
     }
     WATCH.waiters.fetch_sub(1, Ordering::SeqCst);
 }

@@ -272,6 +272,8 @@ pub(crate) struct Watch {
     pub(crate) marked: AtomicU64,
     /// What `marked` was when the engine last took the queue and dealt with all of it.
     pub(crate) drained: AtomicU64,
+    /// Counts how often the engine has dealt with all of the queue that it took.
+    pub(crate) rounds: AtomicU32,
     /// Changes whenever lag was worked off; those who wait for it sleep on it.
     pub(crate) relief: AtomicU32,
     pub(crate) waiters: AtomicU32,
@@ -300,6 +302,7 @@ pub(crate) static WATCH: Watch = Watch {
     lag_floor: AtomicU64::new(0),
     marked: AtomicU64::new(0),
     drained: AtomicU64::new(0),
+    rounds: AtomicU32::new(0),
     relief: AtomicU32::new(0),
     waiters: AtomicU32::new(0),
     work: AtomicU32::new(0),
