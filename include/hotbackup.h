@@ -79,6 +79,8 @@ typedef enum {
   HOTBACKUP_STATUS_FINISHED = 19,
   // A defect in hotbackup. The program goes on.
   HOTBACKUP_STATUS_DEFECT = 20,
+  // Asynchronous writes of the program could not be followed, as the text says.
+  HOTBACKUP_STATUS_ASYNC_WRITES = 21,
 } hotbackup_status;
 
 // Where a session stands.

@@ -36,6 +36,7 @@ impl Status {
             Error::NotArmed { .. } => Status::NotArmed,
             Error::HookNotLive { .. } => Status::HookNotLive,
             Error::Unseen { .. } => Status::Unseen,
+            Error::AsyncWrites { .. } => Status::AsyncWrites,
             Error::NotABackup { .. } => Status::NotABackup,
             Error::Manifest { .. } => Status::BadManifest,
             _ => Status::Defect,

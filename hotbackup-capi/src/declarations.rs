@@ -65,6 +65,8 @@ pub enum Status {
     Finished = 19,
     /// A defect in hotbackup. The program goes on.
     Defect = 20,
+    /// Asynchronous writes of the program could not be followed, as the text says.
+    AsyncWrites = 21,
 }
 
 /// Where a session stands.

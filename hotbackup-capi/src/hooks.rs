@@ -7,13 +7,15 @@
 //! `open` is variadic in C. Its fixed definition here passes the third argument on whether it was given or not, which
 //! is right where variadic integers travel in registers (x86-64 and aarch64 Linux).
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 
 use hotbackup::intercept::{At, Change, ErrorNumber};
 use libc::{dev_t, gid_t, iovec, mode_t, off64_t, size_t, ssize_t, timespec, timeval, uid_t, utimbuf};
 
-use crate::meaning::{self, Ends, EndsMany, Meaning, Moves};
-use crate::real::{Real, Unavailable};
+use crate::meaning::{
+    self, ByNumber, Destroys, Ends, EndsMany, Leaves, Meaning, Moves, Prepared, Reaps, Submits,
+};
+use crate::real::{Real, Unavailable, get_errno, set_errno};
 
 /// One replaced function.
 pub(crate) struct Hook {
@@ -24,8 +26,8 @@ pub(crate) struct Hook {
 
 /// Defines every hook and lists it in [`TABLE`].
 macro_rules! hooks {
-    ($( [$($name:ident)|+] $args:tt -> $result:ty => $meaning:expr $(, or $syscall:ident)?; )*) => {
-        $( hooks!(@each [$($name)+] $args $result, $meaning, [$($syscall)?]); )*
+    ($( [$($name:ident)|+] $args:tt -> $result:ty => $meaning:expr $(, or $syscall:ident $($negated:ident)?)?; )*) => {
+        $( hooks!(@each [$($name)+] $args $result, $meaning, [$($syscall $($negated)?)?]); )*
 
         /// Every replaced function.
         pub(crate) static TABLE: &[Hook] = &[
@@ -75,11 +77,22 @@ macro_rules! hook {
     };
 }
 
-/// The body of a stand-in: the system call if the row names one, else `ENOSYS`.
+/// The body of a stand-in: the system call if the row names one, else `ENOSYS`. Functions of libaio return a negated error
+/// number and leave errno alone.
 macro_rules! missing {
     ([] $result:ty, $($arg:ident),*) => {
         <$result as Unavailable>::unavailable()
     };
+    ([$syscall:ident negated] $result:ty, $($arg:ident),*) => {{
+        let errno = get_errno();
+        // SAFETY: the system call takes the function's arguments, which the kernel checks.
+        let mut result = unsafe { libc::syscall(libc::$syscall, $($arg),*) };
+        if result == -1 {
+            result = -i64::from(get_errno());
+            set_errno(errno);
+        }
+        result as $result
+    }};
     ([$syscall:ident] $result:ty, $($arg:ident),*) => {{
         // SAFETY: the system call takes the function's arguments, which the kernel checks.
         let result = unsafe { libc::syscall(libc::$syscall, $($arg),*) };
@@ -128,6 +141,21 @@ hooks! {
         => Change::Write { fd };
     [splice](from: c_int, from_at: *mut off64_t, fd: c_int, at: *mut off64_t, len: size_t, flags: c_uint) -> ssize_t
         => meaning::Splice { from, from_at, fd, at, len, flags };
+
+    // Writes that go on behind the call, through libaio or by number.
+    [io_submit](ring: *mut c_void, count: c_long, requests: *mut *mut c_void) -> c_int
+        => Submits { ring: ring as usize, count: count as usize, requests: requests as usize }, or SYS_io_submit negated;
+    [io_getevents](ring: *mut c_void, least: c_long, most: c_long, events: *mut c_void, timeout: *mut timespec) -> c_int
+        => Reaps { ring: ring as usize, events: events as usize }, or SYS_io_getevents negated;
+    [io_pgetevents](ring: *mut c_void, least: c_long, most: c_long, events: *mut c_void, timeout: *mut timespec,
+        signals: *mut c_void) -> c_int
+        => Reaps { ring: ring as usize, events: events as usize };
+    [io_destroy](ring: *mut c_void) -> c_int => Destroys { ring: ring as usize }, or SYS_io_destroy negated;
+    [io_uring_submit](ring: *mut c_void) -> c_int => Prepared { handle: ring as usize };
+    [io_uring_submit_and_wait](ring: *mut c_void, least: c_uint) -> c_int => Prepared { handle: ring as usize };
+    [io_uring_queue_exit](ring: *mut c_void) -> () => Leaves { handle: ring as usize };
+    [syscall](number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long
+        => ByNumber { number, a, b, c, d };
 
     // Sizes.
     [ftruncate | ftruncate64](fd: c_int, len: off64_t) -> c_int => Change::Resize { fd, len };

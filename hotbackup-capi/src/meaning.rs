@@ -3,7 +3,8 @@
 //! The hooks hand a [`Meaning`] and the real call to [`Meaning::pass`]. Whatever takes a system call of ours is done
 //! only while a session runs: the idle path makes the real call and nothing else.
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::cell::Cell;
+use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 use std::ptr;
 
 use hotbackup::intercept::{self, At, Change, Outcome};
@@ -61,6 +62,129 @@ impl<R> Meaning<R> for Ends {
     #[inline(always)]
     fn pass(self, real: impl FnOnce() -> R) -> R {
         intercept::ending_descriptor(self.0, real)
+    }
+}
+
+/// `io_submit`.
+pub(crate) struct Submits {
+    pub(crate) ring: usize,
+    pub(crate) count: usize,
+    pub(crate) requests: usize,
+}
+
+/// `io_getevents` and `io_pgetevents`.
+pub(crate) struct Reaps {
+    pub(crate) ring: usize,
+    pub(crate) events: usize,
+}
+
+/// `io_destroy`.
+pub(crate) struct Destroys {
+    pub(crate) ring: usize,
+}
+
+/// `io_uring_submit`.
+pub(crate) struct Prepared {
+    pub(crate) handle: usize,
+}
+
+/// `io_uring_queue_exit`.
+pub(crate) struct Leaves {
+    pub(crate) handle: usize,
+}
+
+/// `syscall`, of which the calls of native AIO are captured. The result and the error are not those of libaio's functions.
+pub(crate) struct ByNumber {
+    pub(crate) number: c_long,
+    pub(crate) a: usize,
+    pub(crate) b: usize,
+    pub(crate) c: usize,
+    pub(crate) d: usize,
+}
+
+/// The number of io_pgetevents(2), which libc does not have for every architecture.
+#[cfg(target_arch = "x86_64")]
+const SYS_IO_PGETEVENTS: c_long = 333;
+#[cfg(not(target_arch = "x86_64"))]
+const SYS_IO_PGETEVENTS: c_long = 292;
+
+thread_local! {
+    /// Ring and arguments of the call of libaio's that this thread is inside of: libaio makes the same call by `syscall`.
+    static WITHIN: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// A call of libaio's that this thread is inside of.
+struct Within {
+    outer: (usize, usize),
+}
+
+impl Within {
+    /// `None` if the thread is inside the same call already: then there is nothing more to do.
+    #[inline(always)]
+    fn enter(call: (usize, usize)) -> Option<Within> {
+        let outer = WITHIN.replace(call);
+        (outer != call).then_some(Within { outer })
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        WITHIN.set(self.outer);
+    }
+}
+
+impl<R: Copy + TryInto<usize>> Meaning<R> for Submits {
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce() -> R) -> R {
+        let Some(_within) = Within::enter((self.ring, self.requests)) else { return real() };
+        // A negative count is refused.
+        let count = if isize::try_from(self.count).is_ok() { self.count } else { 0 };
+        let taken = |result: &R| (*result).try_into().unwrap_or(0);
+        intercept::submitting(self.ring as u64, self.requests as u64, count, real, taken)
+    }
+}
+
+impl<R: Copy + TryInto<usize>> Meaning<R> for Reaps {
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce() -> R) -> R {
+        let Some(_within) = Within::enter((self.ring, self.events)) else { return real() };
+        let events = |result: &R| (self.events as u64, (*result).try_into().unwrap_or(0));
+        intercept::reaping(self.ring as u64, real, events)
+    }
+}
+
+impl<R: Copy + TryInto<usize>> Meaning<R> for Destroys {
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce() -> R) -> R {
+        let Some(_within) = Within::enter((self.ring, 0)) else { return real() };
+        intercept::destroying(self.ring as u64, real, |result| (*result).try_into().is_ok())
+    }
+}
+
+impl Meaning<c_int> for Prepared {
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce() -> c_int) -> c_int {
+        intercept::submitting_prepared(self.handle as u64, real)
+    }
+}
+
+impl Meaning<()> for Leaves {
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce()) {
+        intercept::leaving(self.handle as u64, real);
+    }
+}
+
+impl Meaning<c_long> for ByNumber {
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce() -> c_long) -> c_long {
+        let ByNumber { number, a: ring, b, c, d } = self;
+        match number {
+            libc::SYS_io_submit => Submits { ring, count: b, requests: c }.pass(real),
+            libc::SYS_io_getevents | SYS_IO_PGETEVENTS => Reaps { ring, events: d }.pass(real),
+            libc::SYS_io_destroy => Destroys { ring }.pass(real),
+            _ => real(),
+        }
     }
 }
 

@@ -41,12 +41,30 @@ impl Real {
         // SAFETY: `name` is NUL-terminated. No hooked function has a second version in any glibc, so `RTLD_NEXT`
         // cannot pick a wrong one (the test `every_hooked_name_has_one_version` holds this).
         let mut address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        if address.is_null() {
-            address = self.missing as *mut c_void;
+        let is_liburing = self.name.to_bytes().starts_with(b"io_uring_");
+        if address.is_null() && is_liburing {
+            address = in_liburing(self.name);
         }
-        self.address.store(address, Ordering::Relaxed);
+        if !address.is_null() {
+            self.address.store(address, Ordering::Relaxed);
+        } else {
+            address = self.missing as *mut c_void;
+            // liburing may be loaded later.
+            if !is_liburing {
+                self.address.store(address, Ordering::Relaxed);
+            }
+        }
         set_errno(errno);
         address
+    }
+}
+
+/// A function of liburing where it was loaded for one library only, so that no search from ours finds it.
+fn in_liburing(name: &CStr) -> *mut c_void {
+    // SAFETY: strings. Nothing is loaded; the reference that is taken keeps the library from going, as our own keep it.
+    unsafe {
+        let library = libc::dlopen(c"liburing.so.2".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        if library.is_null() { ptr::null_mut() } else { libc::dlsym(library, name.as_ptr()) }
     }
 }
 
@@ -56,6 +74,13 @@ pub(crate) trait Unavailable {
 }
 
 impl Unavailable for c_int {
+    fn unavailable() -> Self {
+        set_errno(libc::ENOSYS);
+        -1
+    }
+}
+
+impl Unavailable for i64 {
     fn unavailable() -> Self {
         set_errno(libc::ENOSYS);
         -1

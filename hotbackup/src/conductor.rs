@@ -252,6 +252,8 @@ pub(crate) struct Engine<'c> {
     pub(crate) huge: HashMap<NodeId, Vec<Run>>,
     pub(crate) phases: PhaseTimes,
     phase_begun: Instant,
+    /// Since when changes are captured.
+    pub(crate) armed: Instant,
     pub(crate) begun: SystemTime,
 }
 
@@ -311,6 +313,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         huge: HashMap::new(),
         phases: PhaseTimes::default(),
         phase_begun: begun,
+        armed: begun,
         begun: SystemTime::now(),
         pairs,
         desk,
@@ -418,7 +421,8 @@ impl Engine<'_> {
         if registry::SLOTLESS.load(Ordering::Relaxed) {
             return Err(Error::io(Op::Arm, "every thread of this process", rustix::io::Errno::NOMEM));
         }
-        Ok(())
+        self.armed = Instant::now();
+        self.take_up_rings()
     }
 
     fn wait_outside(&self, matters: impl Fn(Word) -> bool, since: Instant) -> Result<()> {
@@ -426,7 +430,8 @@ impl Engine<'_> {
         registry::wait_until_outside(matters, expired).map_err(|inside| {
             let what = match (inside.word.as_descriptor(), inside.word.as_path()) {
                 (Some(fd), _) => format!("descriptor {fd}"),
-                _ => "a path".to_owned(),
+                (_, Some(_)) => "a path".to_owned(),
+                _ => "a ring of asynchronous requests".to_owned(),
             };
             Error::NotArmed { thread: inside.tid, what }
         })

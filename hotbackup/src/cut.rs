@@ -59,6 +59,7 @@ impl Engine<'_> {
             match self.try_cut(little) {
                 Ok((instant, freeze)) => {
                     let unseen = self.audit_behind_cut()?;
+                    self.look_for_rings()?;
                     if unseen.is_empty() && !self.fanotify.overflowed {
                         self.ask_about_new()?;
                         return Ok(Cut { instant, freeze, attempts });
@@ -101,7 +102,8 @@ impl Engine<'_> {
         self.suspect_writers()?;
         self.note_direct_files();
         self.fanotify.overflowed = false;
-        self.outgrow().map_err(|t| self.explain(t))?;
+        self.outgrow().and_then(|()| self.settle_rings()).map_err(|t| self.explain(t))?;
+        self.look_for_rings()?;
         self.converge(little).map_err(|t| self.explain(t))?;
         if self.plan.calls_before_cut && !self.quiesced {
             self.quiesced = true;
@@ -195,7 +197,7 @@ impl Engine<'_> {
     }
 
     /// One round; false if there was nothing to do.
-    fn converge_once(&mut self) -> Result<bool, Trouble> {
+    pub(crate) fn converge_once(&mut self) -> Result<bool, Trouble> {
         self.tree.compact();
         self.heed_fanotify();
         self.ask_again();
@@ -272,6 +274,7 @@ impl Engine<'_> {
             return Err(Trouble::Void("a thread of the program cannot be waited for: there are too many"));
         }
         WATCH.generation.fetch_add(1, Ordering::SeqCst);
+        self.land_writes()?;
         self.settle_all()?;
         while self.uncross_frozen()? {
             self.settle_all()?;

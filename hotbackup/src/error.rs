@@ -218,6 +218,12 @@ pub enum Error {
         /// Who or what, as far as it is known.
         by: String,
     },
+    /// Asynchronous writes of the program could not be followed.
+    #[error("asynchronous writes of the program cannot be followed: {reason}")]
+    AsyncWrites {
+        /// What stood in the way.
+        reason: String,
+    },
     /// A directory does not hold a complete backup.
     #[error("{} does not hold a complete backup: {reason}", path.display())]
     NotABackup {
@@ -271,6 +277,7 @@ impl Error {
             Error::Stalled { .. } | Error::NoCut { .. } | Error::NotArmed { .. } => libc::ETIMEDOUT,
             Error::HookNotLive { .. } => libc::ENOSYS,
             Error::Unseen { .. } => libc::ESTALE,
+            Error::AsyncWrites { .. } => libc::ENOTSUP,
             Error::Defect(_) => libc::EIO,
         }
     }

@@ -135,6 +135,7 @@ impl Word {
     pub(crate) const NOTHING: Word = Word(0);
     const BY_DESCRIPTOR: u64 = 1 << 62;
     const BY_PATH: u64 = 2 << 62;
+    const BY_RING: u64 = 3 << 62;
     /// Inside another captured call (a signal handler): it always counts, whatever the inner one is about.
     pub(crate) const NESTED: u64 = 1 << 61;
     /// The thread has seen the session and will mark what it does.
@@ -156,6 +157,12 @@ impl Word {
     #[inline(always)]
     pub(crate) fn path(path: *const std::ffi::c_char) -> Word {
         Word(Self::BY_PATH | (path as u64 & (Self::HARMLESS - 1)))
+    }
+
+    /// A call on a ring of asynchronous requests.
+    #[inline(always)]
+    pub(crate) const fn ring(ring: u64) -> Word {
+        Word(Self::BY_RING | (ring & (Self::HARMLESS - 1)))
     }
 
     pub(crate) fn is_harmless(self) -> bool {

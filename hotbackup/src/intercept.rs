@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags, statx};
 
+pub use crate::async_io::{destroying, leaving, reaping, submitting, submitting_prepared};
 pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
 use crate::crossings;
 use crate::extents::{self, Marks, Stamp};
@@ -134,7 +135,7 @@ impl Change {
 #[cold]
 #[inline(never)]
 fn captured<R: Outcome>(inside: &Inside<'_>, gate: &Gate, change: Change, real: impl FnOnce() -> R) -> R {
-    if sys::thread::is_engine() || WATCH.pid.load(Ordering::Relaxed) != sys::raw::getpid() {
+    if is_not_ours() {
         inside.step_out();
         return real();
     }
@@ -157,18 +158,29 @@ fn captured<R: Outcome>(inside: &Inside<'_>, gate: &Gate, change: Change, real: 
     result
 }
 
+/// Whether the session, if there is one, has nothing to do with calls of this thread.
+pub(crate) fn is_not_ours() -> bool {
+    sys::thread::is_engine() || WATCH.pid.load(Ordering::Relaxed) != sys::raw::getpid()
+}
+
+/// Joins the session, having waited at the closed gate; [`State::Idle`] if there is none any more.
+pub(crate) fn pass_the_gate(inside: &Inside<'_>, gate: &Gate) -> State {
+    let mut state = inside.join(gate);
+    // A signal handler inside a captured call must not wait: the gate waits for the call that it interrupted.
+    while !inside.is_nested() && state == State::Closed {
+        inside.step_out();
+        gate.wait(|| WATCH.freeze_time_left());
+        inside.step_in();
+        state = inside.join(gate);
+    }
+    state
+}
+
 /// Waits at the closed gate, then finds out what the call is about. `None` if the session has ended.
 fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pending> {
     let begun = sys::raw::monotonic_ns();
     loop {
-        let mut state = inside.join(gate);
-        // A signal handler inside a captured call must not wait: the gate waits for the call that it interrupted.
-        while !inside.is_nested() && state == State::Closed {
-            inside.step_out();
-            gate.wait(|| WATCH.freeze_time_left());
-            inside.step_in();
-            state = inside.join(gate);
-        }
+        let state = pass_the_gate(inside, gate);
         if state == State::Idle {
             return None;
         }
@@ -188,7 +200,7 @@ fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pen
 }
 
 /// Runs our own work so that a defect in it cannot reach the host; the session then has to look everywhere.
-fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
         .inspect_err(|_| WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA))
         .ok()
@@ -201,7 +213,7 @@ const FAIR_SHARE: u64 = 4;
 ///
 /// Of many that wait the same ones may come too late again and again. So whoever has waited for a while goes on when all that
 /// was owed when it came was dealt with, whatever others owe by now.
-fn wait_for_relief() {
+pub(crate) fn wait_for_relief() {
     let bound = WATCH.lag_bound.load(Ordering::Relaxed);
     if bound == u64::MAX {
         return;
@@ -249,9 +261,9 @@ fn wait_for_relief() {
 
 /// An inode as a hook finds it.
 #[derive(Clone, Copy)]
-struct Found {
-    dev: u64,
-    ino: u64,
+pub(crate) struct Found {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
     kind: FileType,
     size: u64,
     /// The marks, if the session watched it before the call.
@@ -294,7 +306,7 @@ impl Found {
         }
     }
 
-    fn descriptor(fd: RawFd, state: State) -> Option<Found> {
+    pub(crate) fn descriptor(fd: RawFd, state: State) -> Option<Found> {
         if fd < 0 { None } else { Found::look(fd, c"", AtFlags::empty(), state) }
     }
 
@@ -302,7 +314,7 @@ impl Found {
         (self.dev, self.ino) == (other.dev, other.ino)
     }
 
-    fn may_be_backed_up(&self) -> bool {
+    pub(crate) fn may_be_backed_up(&self) -> bool {
         matches!(
             self.kind,
             FileType::RegularFile | FileType::Directory | FileType::Symlink | FileType::BlockDevice
@@ -779,7 +791,7 @@ fn marked() {
 }
 
 /// Whether the descriptor is in append mode now (F_SETFL may change it at any time).
-fn appends(fd: RawFd) -> bool {
+pub(crate) fn appends(fd: RawFd) -> bool {
     flags(fd).is_none_or(|flags| flags.contains(OFlags::APPEND))
 }
 

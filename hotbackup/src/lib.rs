@@ -13,6 +13,8 @@
 #![cfg_attr(loom, allow(dead_code, missing_docs))]
 
 #[cfg(not(loom))]
+mod async_io;
+#[cfg(not(loom))]
 mod attributes;
 #[cfg(not(loom))]
 mod audit;

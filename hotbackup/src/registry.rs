@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::async_io::AsyncIo;
 use crate::crossings::Crossings;
 use crate::extents::{Ledger, Marks};
 use crate::gate::{Gate, Slot, Word};
@@ -264,6 +265,8 @@ pub(crate) struct Watch {
     pub(crate) names: Epoch,
     /// Which inodes such calls are about, and what changes could not be marked exactly.
     pub(crate) crossings: Crossings,
+    /// Writes that go on after the call that began them.
+    pub(crate) async_io: AsyncIo,
     /// The lag over which calls wait, in bytes; `u64::MAX` is none.
     pub(crate) lag_bound: AtomicU64,
     /// Where the bound glides down to, in bytes; 0 if it stays.
@@ -298,6 +301,7 @@ pub(crate) static WATCH: Watch = Watch {
     shrinking: Epoch::new(),
     names: Epoch::new(),
     crossings: Crossings::new(),
+    async_io: AsyncIo::new(),
     lag_bound: AtomicU64::new(u64::MAX),
     lag_floor: AtomicU64::new(0),
     marked: AtomicU64::new(0),
@@ -329,12 +333,18 @@ impl Watch {
         SLOTLESS.store(false, Ordering::Relaxed);
         let stall = u64::try_from(max_stall.as_nanos()).unwrap_or(u64::MAX);
         self.max_stall_ns.store(stall, Ordering::Relaxed);
-        inodes.is_some() && self.crossings.reset()
+        inodes.is_some() && self.crossings.reset() && self.async_io.reset(self.ledger.pool())
     }
 
     /// Calls that end the descriptor `fd`: a write to it that ran beside one looks again at what it wrote to.
     pub(crate) fn endings_of(&self, fd: i32) -> &Epoch {
         &self.descriptors[fd.cast_unsigned() as usize % DESCRIPTOR_EPOCHS]
+    }
+
+    /// Counts the calls that may end a descriptor; `None` if one is under way.
+    pub(crate) fn endings(&self) -> Option<u64> {
+        let all = self.descriptors.iter().chain([&self.descriptor_ranges]);
+        all.map(Epoch::read).try_fold(0, |sum: u64, count| Some(sum.wrapping_add(count?)))
     }
 
     fn chain(dev: u64, ino: u64) -> usize {

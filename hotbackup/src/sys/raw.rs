@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier as sys_membarrier};
@@ -40,6 +40,30 @@ pub(crate) fn gettid() -> u32 {
 /// and not a fault. Returns its length without the NUL.
 pub(crate) fn read_path(path: *const c_char, buffer: &mut [u8]) -> Result<usize, Errno> {
     read_path_of(getpid(), path as usize, buffer)
+}
+
+/// Copies memory at `address`, which may be anything, by way of the kernel: as much as `buffer` takes, or an error.
+pub(crate) fn read_memory(address: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast::<c_void>(), iov_len: buffer.len() };
+    let remote = libc::iovec { iov_base: address as *mut c_void, iov_len: buffer.len() };
+    // SAFETY: the kernel writes at most the length of the buffer to it, and refuses a remote address that is not readable.
+    let got =
+        unsafe { syscall!(Sysno::process_vm_readv, getpid(), &raw const local, 1, &raw const remote, 1, 0) }
+            .map_err(errno)?;
+    if got == buffer.len() { Ok(()) } else { Err(Errno::FAULT) }
+}
+
+/// Where the mapping of a ring of io_uring has the head and the tail of its submissions and the tail of its ends, found out by
+/// making one (io_uring_setup(2)). For engine threads: the ring takes a descriptor for a moment.
+pub(crate) fn ring_counters() -> Result<[u32; 3], Errno> {
+    // `struct io_uring_params`: ten words, then the offsets of submissions (head, tail, ...) and of ends, ten words each.
+    let mut parameters = [0u32; 30];
+    // SAFETY: the kernel reads and writes the parameters, and makes a descriptor that nobody else knows.
+    let ring = unsafe { syscall!(Sysno::io_uring_setup, 1, parameters.as_mut_ptr()) }.map_err(errno)?;
+    let ring = RawFd::try_from(ring).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just given it to us.
+    drop(unsafe { OwnedFd::from_raw_fd(ring) });
+    Ok([parameters[10], parameters[11], parameters[21]])
 }
 
 /// Whether [`read_path`] works here: a sandbox may forbid it.

@@ -1,0 +1,256 @@
+//! Asynchronous writes that have been given to the kernel and are not known to have ended.
+//!
+//! A write is noted before the call that submits it, and marks what it writes when it has ended: the bytes may reach the file
+//! at any time between. Invariant: a write that is noted while the gate is open, and taken off the table, has marked its
+//! range before. So when everyone is outside and nothing flies, every write of the program is in its file and marked.
+//!
+//! Hooks note, land and forget; the engine lands what it finds ended in a ring. No locks: a place is claimed by a
+//! compare-and-exchange, and filled before it can be found.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use crate::crossings;
+use crate::registry::WATCH;
+use crate::sys::mem::zeroed;
+
+/// Writes that can be noted at the same time. A place is searched for in windows, so a table this large is never full in
+/// practice: the kernel allows 65,536 requests of native AIO in all by default (`/proc/sys/fs/aio-max-nr`).
+const PLACES: usize = 1 << 14;
+const WINDOW: usize = 32;
+
+const FREE: u32 = 0;
+/// Being filled.
+const TAKEN: u32 = 1;
+/// Given to the kernel, or about to be.
+const FLYING: u32 = 2;
+/// Ended and marked; the program has not been told yet.
+const LANDED: u32 = 3;
+
+/// Which write: its ring, and what the program calls it there. Nothing hinders a program from using a name twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) ring: u64,
+    pub(crate) cookie: u64,
+}
+
+/// What a write will change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) from: u64,
+    /// `u64::MAX` stands for the whole file.
+    pub(crate) to: u64,
+}
+
+impl Target {
+    /// What a request changes that names files by path: nobody knows which.
+    pub(crate) const NAMES: Target = Target { dev: u64::MAX, ino: u64::MAX, from: 0, to: 0 };
+
+    pub(crate) fn is_names(&self) -> bool {
+        *self == Target::NAMES
+    }
+
+    /// Marks it, if the session watches the file.
+    pub(crate) fn mark(&self) {
+        if self.is_names() {
+            return WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
+        }
+        // As in `Pending::mark`: the file has changed, then the inode is looked up.
+        fence(Ordering::SeqCst);
+        let Some(marks) = WATCH.find(self.dev, self.ino) else { return };
+        match self.to {
+            u64::MAX => marks.mark_all(&WATCH.ledger),
+            to => marks.mark_range(&WATCH.ledger, self.from, to),
+        }
+        WATCH.marked.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+zeroed! {
+    struct Place {
+        state: AtomicU32,
+        ring: AtomicU64,
+        cookie: AtomicU64,
+        dev: AtomicU64,
+        ino: AtomicU64,
+        from: AtomicU64,
+        to: AtomicU64,
+    }
+}
+
+impl Place {
+    fn is(&self, name: Name) -> bool {
+        self.ring.load(Ordering::Relaxed) == name.ring && self.cookie.load(Ordering::Relaxed) == name.cookie
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            dev: self.dev.load(Ordering::Relaxed),
+            ino: self.ino.load(Ordering::Relaxed),
+            from: self.from.load(Ordering::Relaxed),
+            to: self.to.load(Ordering::Relaxed),
+        }
+    }
+
+    fn turns(&self, from: u32, to: u32) -> bool {
+        self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+}
+
+zeroed! {
+    /// The table.
+    pub(crate) struct Flights {
+        flying: AtomicU64,
+        places: [Place; PLACES],
+    }
+}
+
+impl Flights {
+    /// Notes a write. False if there is no room.
+    pub(crate) fn note(&self, name: Name, target: Target) -> bool {
+        // What the program calls by the same name and was not seen to be told of has been told.
+        self.forget_landed(name);
+        let Some(place) = self.window(name).find(|place| place.turns(FREE, TAKEN)) else { return false };
+        for (word, value) in [
+            (&place.ring, name.ring),
+            (&place.cookie, name.cookie),
+            (&place.dev, target.dev),
+            (&place.ino, target.ino),
+            (&place.from, target.from),
+            (&place.to, target.to),
+        ] {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.flying.fetch_add(1, Ordering::SeqCst);
+        place.state.store(FLYING, Ordering::SeqCst);
+        true
+    }
+
+    /// A write was not submitted after all.
+    pub(crate) fn forget(&self, name: Name) {
+        if let Some(place) = self.find(name, FLYING)
+            && place.turns(FLYING, FREE)
+        {
+            self.flying.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A write has ended: marks what it wrote. Of several with one name all are marked and one is taken off, for nobody knows
+    /// which it was. With `told` the program knows that it has ended. False if there is no such write.
+    pub(crate) fn land(&self, name: Name, told: bool) -> bool {
+        let mut landed = false;
+        for place in self.window(name) {
+            let is_flying = place.state.load(Ordering::SeqCst) == FLYING && place.is(name);
+            if is_flying {
+                place.target().mark();
+            }
+            if is_flying && !landed && place.turns(FLYING, if told { FREE } else { LANDED }) {
+                landed = true;
+                self.flying.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        landed || self.find(name, LANDED).is_some_and(|place| !told || place.turns(LANDED, FREE))
+    }
+
+    /// Every write of a ring has ended, and nobody will be told.
+    pub(crate) fn land_all(&self, ring: u64) {
+        for place in self.places.iter().filter(|place| place.ring.load(Ordering::Relaxed) == ring) {
+            if place.state.load(Ordering::SeqCst) == FLYING {
+                place.target().mark();
+                if place.turns(FLYING, FREE) {
+                    self.flying.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+            place.turns(LANDED, FREE);
+        }
+    }
+
+    /// Whether no write is known that may not have ended.
+    pub(crate) fn none_flies(&self) -> bool {
+        self.flying.load(Ordering::SeqCst) == 0
+    }
+
+    fn forget_landed(&self, name: Name) {
+        if let Some(place) = self.find(name, LANDED) {
+            place.turns(LANDED, FREE);
+        }
+    }
+
+    fn find(&self, name: Name, state: u32) -> Option<&Place> {
+        self.window(name).find(|place| place.state.load(Ordering::SeqCst) == state && place.is(name))
+    }
+
+    /// Where a write can stand: two windows of neighbours.
+    fn window(&self, name: Name) -> impl Iterator<Item = &Place> {
+        let mixed =
+            (name.cookie ^ name.ring.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(20);
+        let starts = [mixed as usize, (mixed >> 32) as usize];
+        let indices = starts.into_iter().flat_map(|start| (0..WINDOW).map(move |i| start.wrapping_add(i)));
+        indices.map(|index| &self.places[index % PLACES])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> &'static Flights {
+        crate::sys::mem::reserve::<Flights>(1).and_then(|tables| tables.first()).expect("memory")
+    }
+
+    const TARGET: Target = Target { dev: 1, ino: 2, from: 0, to: 1 };
+
+    fn name(cookie: u64) -> Name {
+        Name { ring: 7, cookie }
+    }
+
+    #[test]
+    fn a_write_flies_until_it_lands_or_is_forgotten() {
+        let table = table();
+        assert!(table.none_flies());
+        assert!(table.note(name(1), TARGET) && table.note(name(2), TARGET));
+        assert!(!table.land(Name { ring: 8, cookie: 1 }, true), "another ring's");
+        assert!(table.land(name(1), true) && !table.none_flies());
+        assert!(!table.land(name(1), true), "it has landed");
+        table.forget(name(2));
+        assert!(table.none_flies());
+    }
+
+    #[test]
+    fn of_two_with_one_name_each_has_to_land() {
+        let table = table();
+        assert!(table.note(name(1), TARGET) && table.note(name(1), TARGET));
+        assert!(table.land(name(1), true) && !table.none_flies());
+        assert!(table.land(name(1), true) && table.none_flies());
+    }
+
+    #[test]
+    fn what_the_engine_saw_end_is_known_when_the_program_is_told() {
+        let table = table();
+        assert!(table.note(name(1), TARGET));
+        assert!(table.land(name(1), false) && table.none_flies());
+        assert!(table.land(name(1), false), "it lies in the ring still");
+        assert!(table.land(name(1), true), "told");
+        assert!(!table.land(name(1), true));
+        // A program that reads the ring by itself is told without our knowing, and uses the name again.
+        assert!(table.note(name(1), TARGET) && table.land(name(1), false) && table.note(name(1), TARGET));
+        assert!(!table.none_flies() && table.land(name(1), true) && !table.land(name(1), true));
+    }
+
+    #[test]
+    fn a_ring_that_goes_takes_its_writes_along() {
+        let table = table();
+        assert!(table.note(name(1), TARGET) && table.note(name(2), TARGET));
+        assert!(table.note(Name { ring: 8, cookie: 1 }, TARGET));
+        table.land_all(7);
+        assert!(!table.none_flies() && table.land(Name { ring: 8, cookie: 1 }, true) && table.none_flies());
+    }
+
+    #[test]
+    fn a_full_window_is_told() {
+        let table = table();
+        let noted = (0..200).filter(|_| table.note(name(1), TARGET)).count();
+        assert!((WINDOW..=2 * WINDOW).contains(&noted), "{noted}");
+    }
+}

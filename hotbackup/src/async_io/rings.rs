@@ -1,0 +1,85 @@
+//! Rings in which the kernel says that asynchronous requests have ended.
+//!
+//! A ring is known by its address. Hooks enter the rings that they meet, the engine those that it finds mapped; entries stay
+//! until the session ends. What an entry says of a ring of io_uring is changed by whoever submits to it, of whom there is one
+//! at a time (io_uring(7)), and read by the engine when everyone is outside.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::sys::mem::zeroed;
+
+/// Rings that can be followed in one session.
+const RINGS: usize = 1024;
+
+/// Kinds of rings; 0 is one that was just entered. Of native AIO.
+pub(super) const AIO: u32 = 1;
+/// Of io_uring.
+pub(super) const URING: u32 = 2;
+/// The program has given it back.
+pub(super) const GONE: u32 = 3;
+
+zeroed! {
+    /// One ring.
+    pub(super) struct Ring {
+        address: AtomicU64,
+        kind: AtomicU32,
+        /// How far its ends have been looked at.
+        pub(super) seen: AtomicU32,
+        /// Where the tail of its submissions is if nothing was submitted but by captured calls.
+        pub(super) expected: AtomicU32,
+        /// The addresses of the counters of io_uring: submissions taken and published, requests ended.
+        pub(super) sq_head: AtomicU64,
+        pub(super) sq_tail: AtomicU64,
+        pub(super) cq_tail: AtomicU64,
+        /// Where its ends begin, how far one is from the next, and how many there is room for, less one. All are 0 until a
+        /// captured call has submitted to it.
+        pub(super) ends: AtomicU64,
+        pub(super) stride: AtomicU32,
+        pub(super) mask: AtomicU32,
+    }
+}
+
+impl Ring {
+    pub(super) fn address(&self) -> u64 {
+        self.address.load(Ordering::Acquire)
+    }
+
+    pub(super) fn kind(&self) -> u32 {
+        self.kind.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_kind(&self, kind: u32) {
+        self.kind.store(kind, Ordering::Release);
+    }
+}
+
+zeroed! {
+    /// The rings of a session.
+    pub(super) struct Rings {
+        rings: [Ring; RINGS],
+    }
+}
+
+impl Rings {
+    /// The rings that were entered.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Ring> {
+        self.rings.iter().take_while(|ring| ring.address() != 0)
+    }
+
+    pub(super) fn find(&self, address: u64) -> Option<&Ring> {
+        self.all().find(|ring| ring.address() == address)
+    }
+
+    /// The ring's entry, a fresh one of no kind if it had none. `None` if there is no room.
+    pub(super) fn enter(&self, address: u64) -> Option<&Ring> {
+        self.rings.iter().find(|ring| {
+            let known = ring.address();
+            known == address
+                || known == 0
+                    && ring
+                        .address
+                        .compare_exchange(0, address, Ordering::SeqCst, Ordering::SeqCst)
+                        .map_or_else(|winner| winner == address, |_| true)
+        })
+    }
+}
