@@ -28,7 +28,6 @@ pub(crate) fn backup(thd: Thd, directory: &[u8], wishes: &Wishes) -> Result<(), 
     status_of(directory, || {
         let library = Library::find()?;
         let server = Server::here().ok_or_else(|| Failure::new(libc::ENOSYS, "this server is not known"))?;
-        refuse_native_io(server)?;
         let sources = sources::of(server)?;
         let destination = Destination::claim(directory, wishes, &sources)?;
         let outcome = run(thd, library, &sources, &destination, wishes);
@@ -54,18 +53,6 @@ fn status_of(directory: &[u8], backup: impl FnOnce() -> Result<Report, Failure>)
     status::ended(&outcome);
     RUNNING.store(false, Ordering::Release);
     outcome.map(drop)
-}
-
-/// Writes in flight in the kernel are not captured yet.
-fn refuse_native_io(server: Server) -> Result<(), Failure> {
-    match host::plugin_variable(server, c"InnoDB", c"innodb_use_native_aio") {
-        Some(switch) if switch.is_on() => Err(Failure::new(
-            libc::ENOTSUP,
-            "InnoDB writes by native asynchronous I/O, which is not captured yet: \
-             start the server with innodb_use_native_aio=OFF",
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// The directory that receives a backup, with a directory in it for every source.

@@ -253,10 +253,4 @@ impl Foreign<'_> {
             (!text.is_null()).then(|| CStr::from_ptr(text).to_bytes().to_vec())
         }
     }
-
-    /// Whether it is a switch that is on.
-    pub(crate) fn is_on(&self) -> bool {
-        // SAFETY: a switch's sixth word points to one byte.
-        self.words[0] & 0x7f == BOOL && self.words[5] != 0 && unsafe { *(self.words[5] as *const u8) } != 0
-    }
 }

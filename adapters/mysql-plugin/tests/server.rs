@@ -72,30 +72,18 @@ fn copies_made_under_load_are_of_one_instant() {
 }
 
 #[test]
+fn copies_of_a_server_without_native_asynchronous_io_are_of_one_instant() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    under_load(product, &How::usual().and("--innodb-use-native-aio=0"));
+}
+
+#[test]
 fn copies_of_a_server_that_flushes_by_fsync_are_of_one_instant() {
     let _alone = common::alone();
     let Some(product) = Product::wanted() else { return };
     let method = if product.name == "mysql56" { "O_DIRECT" } else { "fsync" };
     under_load(product, &How::usual().and(format!("--innodb-flush-method={method}")));
-}
-
-/// Until writes in flight are captured.
-#[test]
-fn a_server_with_native_asynchronous_io_is_refused() {
-    let _alone = common::alone();
-    let Some(product) = Product::wanted() else { return };
-    let server = Server::start(product, &How::with(&["--innodb-use-native-aio=1"]));
-    let mut connection = server.with_plugin();
-    let is_on: Option<(String, String)> =
-        connection.query_first("SHOW VARIABLES LIKE 'innodb_use_native_aio'").expect("the variable");
-    if is_on.expect("a row").1 != "ON" {
-        return common::say("skipped: this server has no native asynchronous I/O here");
-    }
-    let directory = server.room().join("backup");
-    let (code, text) = failure(&mut connection, &format!("SET tokudb_backup_dir='{}'", directory.display()));
-    assert_eq!(code, 1231);
-    assert!(text.ends_with("start the server with innodb_use_native_aio=OFF"), "{text}");
-    assert!(!directory.exists(), "something was made");
 }
 
 #[test]

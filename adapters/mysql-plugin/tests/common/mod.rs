@@ -81,9 +81,9 @@ pub struct How {
 }
 
 impl How {
-    /// Without asynchronous I/O, which is not captured yet, and with a binary log.
+    /// The server's defaults, which are native asynchronous I/O, and a binary log.
     pub fn usual() -> How {
-        How::with(&["--innodb-use-native-aio=0", "--log-bin=binlog", "--server-id=1"])
+        How::with(&["--log-bin=binlog", "--server-id=1"])
     }
 
     pub fn with(options: &[&str]) -> How {
