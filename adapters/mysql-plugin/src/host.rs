@@ -5,6 +5,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::path::PathBuf;
 
+use crate::services;
 use crate::variable::{Foreign, Thd};
 
 /// The two families, whose plugins are declared differently.
@@ -103,24 +104,47 @@ pub(crate) fn is_killed(thd: Thd) -> bool {
     killed(thd) != 0
 }
 
-/// Whether the session has the privilege SUPER. If not, the server's own access error has been raised.
-pub(crate) fn may_back_up(thd: Thd) -> bool {
+/// Whether the session may back the server up: with SUPER, or what the server has for this, which is BACKUP_ADMIN in MySQL 8
+/// and later, and in MariaDB what it asks for its own BACKUP statements, RELOAD. If not, the server's own access error has
+/// been raised.
+pub(crate) fn may_back_up(server: Server, thd: Thd) -> bool {
+    const RELOAD: c_ulong = 1 << 6;
     const SUPER: c_ulong = 1 << 15;
-    let names = [
-        c"_Z19check_global_accessP3THDm",
-        c"_Z19check_global_accessP3THD11privilege_tb",
-        c"_Z19check_global_accessP3THDj",
-    ];
+    match server.family {
+        Family::MariaDb => has_any(thd, SUPER | RELOAD),
+        Family::MySql if server.version < 80_000 => has_any(thd, SUPER),
+        Family::MySql => {
+            if services::has_privilege(thd, c"BACKUP_ADMIN") || services::is_super(thd) {
+                return true;
+            }
+            lacks(c"SUPER or BACKUP_ADMIN");
+            false
+        }
+    }
+}
+
+/// Whether the session has any of these privileges. If not, the server's own access error has been raised.
+fn has_any(thd: Thd, privileges: c_ulong) -> bool {
+    let names = [c"_Z19check_global_accessP3THDm", c"_Z19check_global_accessP3THD11privilege_tb"];
     let Some(check) = symbol(&names) else {
-        raise(
-            1105,
-            "tokudb_backup cannot tell who may back up this server: it exports no check_global_access",
-        );
+        let text = "tokudb_backup cannot tell who may back up this server: it exports no check_global_access";
+        raise(1105, text);
         return false;
     };
-    // SAFETY: of this type in every server; what has fewer arguments ignores the last, and 32 bits hold the privilege.
+    // SAFETY: of this type in every server; what has fewer arguments ignores the last.
     let check: extern "C" fn(Thd, c_ulong, c_int) -> bool = unsafe { std::mem::transmute(check) };
-    !check(thd, SUPER, 0)
+    !check(thd, privileges, 0)
+}
+
+/// Raises the server's own access error, in its words and language.
+fn lacks(privileges: &CStr) {
+    const SPECIFIC_ACCESS_DENIED: c_int = 1227;
+    let Some(raise_own) = symbol(&[c"my_error", c"_Z8my_erroriiz"]) else {
+        return raise(1227, &format!("Access denied; you need {}", privileges.to_string_lossy()));
+    };
+    // SAFETY: of this type in every server; the text of this error has one `%s`.
+    let raise_own: extern "C" fn(c_int, c_int, ...) = unsafe { std::mem::transmute(raise_own) };
+    raise_own(SPECIFIC_ACCESS_DENIED, 0, privileges.as_ptr());
 }
 
 /// A copy of `text` that lives as long as the statement.

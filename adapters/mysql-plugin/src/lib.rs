@@ -14,9 +14,12 @@ mod abi;
 mod declarations;
 mod host;
 mod library;
+mod lock;
 mod regex;
 mod run;
+mod services;
 mod sources;
+mod sql;
 mod status;
 mod variable;
 mod variables;
@@ -51,6 +54,7 @@ extern "C" fn init(_plugin: *mut c_void) -> c_int {
 
 /// Called by the server when the plugin is uninstalled. The server waits for statements that use its variables.
 extern "C" fn end(_plugin: *mut c_void) -> c_int {
+    lock::settle();
     0
 }
 

@@ -33,6 +33,7 @@ pub(crate) struct Library {
     options_init: unsafe extern "C" fn(*mut Options, usize) -> Status,
     backup: unsafe extern "C" fn(*const Options, *mut Report) -> Status,
     throttle: unsafe extern "C" fn(*const std::ffi::c_void, u64) -> Status,
+    cancel: unsafe extern "C" fn(*const std::ffi::c_void) -> Status,
     progress: unsafe extern "C" fn(*const std::ffi::c_void, *mut Progress) -> Status,
 }
 
@@ -52,6 +53,7 @@ impl Library {
                 options_init: function(address(c"hotbackup_options_init")?),
                 backup: function(address(c"hotbackup_backup")?),
                 throttle: function(address(c"hotbackup_throttle")?),
+                cancel: function(address(c"hotbackup_cancel")?),
                 progress: function(address(c"hotbackup_progress_now")?),
             }
         };
@@ -101,6 +103,12 @@ impl Library {
     pub(crate) fn throttle(&self, bytes_per_second: u64) {
         // SAFETY: NULL is the session that runs.
         unsafe { (self.throttle)(std::ptr::null(), bytes_per_second) };
+    }
+
+    /// Ends the backup that runs, if one does.
+    pub(crate) fn cancel(&self) {
+        // SAFETY: NULL is the session that runs.
+        unsafe { (self.cancel)(std::ptr::null()) };
     }
 
     /// How far the backup has come that runs, if one does.

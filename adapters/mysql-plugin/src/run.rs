@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::declarations::{HOTBACKUP_MANIFEST_IN_FILE, Pair, Phase, Progress, Report};
 use crate::host::{self, Server};
 use crate::library::{Failure, Library};
+use crate::lock::Locking;
 use crate::regex::Regex;
 use crate::sources::{self, Source};
 use crate::status;
@@ -184,6 +185,8 @@ struct Run {
     state: CString,
     before: CString,
     killed: bool,
+    library: Library,
+    lock: Locking,
 }
 
 fn run(
@@ -194,7 +197,9 @@ fn run(
     wishes: &Wishes,
 ) -> Result<Report, Failure> {
     let exclude = wishes.exclude.as_deref().map(Regex::new).transpose()?;
-    let mut run = Run { thd, exclude, state: CString::default(), before: CString::default(), killed: false };
+    let lock = Locking::of(wishes)?;
+    let (state, before) = (CString::default(), CString::default());
+    let mut run = Run { thd, exclude, state, before, killed: false, library, lock };
     let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
     let paths: Vec<(CString, CString)> =
         sources.iter().zip(&destination.parts).map(|(from, to)| (c_path(&from.path), c_path(to))).collect();
@@ -213,16 +218,19 @@ fn run(
     (options.manifest_place, options.manifest) = (HOTBACKUP_MANIFEST_IN_FILE, manifest.as_ptr());
     options.on_progress = Some(on_progress);
     options.on_warning = Some(on_warning);
+    if run.lock.is_wanted() {
+        (options.before_cut, options.after_cut) = (Some(before_cut as _), Some(after_cut as _));
+    }
     options.user_data = (&raw mut run).cast();
     let shown = host::show_state(thd, c"tokudb backup".as_ptr());
     // SAFETY: everything lives until this returns; the callbacks are given the `Run` that they expect.
     let outcome = unsafe { library.backup(&options) };
     host::show_state(thd, shown);
-    outcome.map_err(|failure| match run.killed {
-        true => {
+    outcome.map_err(|failure| match (run.killed, run.lock.failure.take()) {
+        (true, _) => {
             Failure::new(libc::EINTR, "the statement was killed; what was copied is marked as incomplete")
         }
-        false => failure,
+        (false, of_lock) => of_lock.unwrap_or(failure),
     })
 }
 
@@ -253,7 +261,25 @@ unsafe extern "C-unwind" fn on_progress(progress: *const Progress, user_data: *m
     let file = (!progress.file.is_null()).then(|| unsafe { CStr::from_ptr(progress.file) }.to_string_lossy());
     run.show(describe(progress, file.as_deref()));
     run.killed |= host::is_killed(run.thd);
-    c_int::from(run.killed)
+    c_int::from(run.killed || run.lock.is_lost())
+}
+
+unsafe extern "C-unwind" fn before_cut(user_data: *mut c_void) {
+    // SAFETY: the library gives what the options said.
+    let run = unsafe { run_of(user_data) };
+    let fraction = run.library.progress().map_or(0.0, |progress| progress.fraction);
+    run.show(format!("{}: Waiting for the lock of the server", done(fraction)));
+    let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run.lock.take(run.thd)));
+    run.killed |= host::is_killed(run.thd);
+    if run.killed || !matches!(taken, Ok(true)) {
+        // Without the lock there must be no cut.
+        run.library.cancel();
+    }
+}
+
+unsafe extern "C-unwind" fn after_cut(user_data: *mut c_void) {
+    // SAFETY: the library gives what the options said.
+    unsafe { run_of(user_data) }.lock.give_back();
 }
 
 impl Run {
@@ -277,5 +303,9 @@ fn describe(progress: &Progress, file: Option<&str>) -> String {
         Phase::Audit => "Looking for changes that nobody saw".to_owned(),
         Phase::Publish | Phase::Done => "Syncing the backup".to_owned(),
     };
-    format!("tokudb backup about {:.0}% done: {doing}", f64::from(progress.fraction * 100.0).floor())
+    format!("{}: {doing}", done(progress.fraction))
+}
+
+fn done(fraction: f32) -> String {
+    format!("tokudb backup about {:.0}% done", f64::from(fraction * 100.0).floor())
 }

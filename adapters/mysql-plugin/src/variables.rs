@@ -4,9 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::host;
 use crate::library::{Failure, Library};
+use crate::lock;
 use crate::regex::Regex;
 use crate::run;
 use crate::variable::{Kind, NO_OPTION, NO_PERSIST, READ_ONLY, Thd, Value, Variable};
@@ -29,6 +31,8 @@ static SAFE_SLAVE_TIMEOUT: Variable = Variable::empty();
 static MAX_LAG: Variable = Variable::empty();
 static THREADS: Variable = Variable::empty();
 static KEEP_FREE: Variable = Variable::empty();
+static LOCK: Variable = Variable::empty();
+static LOCK_TIMEOUT: Variable = Variable::empty();
 
 /// Where the server keeps the values of global variables.
 static PLUGIN_VERSION_VALUE: AtomicUsize = AtomicUsize::new(0);
@@ -37,7 +41,7 @@ static ALLOWED_PREFIX_VALUE: AtomicUsize = AtomicUsize::new(0);
 static SAFE_SLAVE_VALUE: AtomicUsize = AtomicUsize::new(0);
 static SAFE_SLAVE_TIMEOUT_VALUE: AtomicUsize = AtomicUsize::new(0);
 
-const COUNT: usize = 13;
+const COUNT: usize = 15;
 static POINTERS: [AtomicUsize; COUNT + 1] = [const { AtomicUsize::new(0) }; COUNT + 1];
 
 /// Declares the variables, and returns the address of the array that the server reads.
@@ -131,6 +135,22 @@ pub(crate) fn declare(plugin_version: &'static CStr) -> usize {
         None,
         None,
     );
+    LOCK.declare(
+        c"lock",
+        c"which lock of the server is held around the instant of the backup: none, binlog or tables",
+        0,
+        &Kind::SessionText(Some(lock::Kind::None.name())),
+        Some(check_lock),
+        None,
+    );
+    LOCK_TIMEOUT.declare(
+        c"lock_timeout",
+        c"seconds in which the lock must be had, and for which it is held at most",
+        0,
+        &Kind::SessionLong(60, 1, 86_400),
+        None,
+        None,
+    );
     let all: [&'static Variable; COUNT] = [
         &PLUGIN_VERSION,
         &VERSION,
@@ -145,6 +165,8 @@ pub(crate) fn declare(plugin_version: &'static CStr) -> usize {
         &MAX_LAG,
         &THREADS,
         &KEEP_FREE,
+        &LOCK,
+        &LOCK_TIMEOUT,
     ];
     for (pointer, variable) in POINTERS.iter().zip(all) {
         pointer.store(std::ptr::from_ref(variable) as usize, Ordering::Relaxed);
@@ -160,6 +182,9 @@ pub(crate) struct Wishes {
     pub(crate) keep_free: u64,
     pub(crate) exclude: Option<Vec<u8>>,
     pub(crate) allowed_prefix: Option<Vec<u8>>,
+    /// As it was set, because options of the command line are not checked.
+    pub(crate) lock: Option<Vec<u8>>,
+    pub(crate) lock_timeout: Duration,
 }
 
 impl Wishes {
@@ -176,6 +201,8 @@ impl Wishes {
                 keep_free: number(&KEEP_FREE, u64::MAX),
                 exclude: EXCLUDE.text(thd).filter(|text| !text.is_empty()),
                 allowed_prefix: (!prefix.is_null()).then(|| CStr::from_ptr(prefix).to_bytes().to_vec()),
+                lock: LOCK.text(thd),
+                lock_timeout: Duration::from_secs(number(&LOCK_TIMEOUT, 60)),
             }
         }
     }
@@ -202,9 +229,14 @@ fn refuse(variable: &str, value: &[u8], why: &str) {
     host::raise(WRONG_VALUE, &text);
 }
 
+/// Whether the session may. If not, an error has been raised.
+fn may_back_up(thd: Thd) -> bool {
+    host::Server::here().is_some_and(|server| host::may_back_up(server, thd))
+}
+
 extern "C" fn check_dir(thd: Thd, _: *const Variable, save: *mut c_void, value: *mut Value) -> c_int {
     guarded(|| {
-        if !host::may_back_up(thd) {
+        if !may_back_up(thd) {
             return false;
         }
         // SAFETY: the server gave the value to this check, which is running.
@@ -227,7 +259,7 @@ extern "C" fn check_dir(thd: Thd, _: *const Variable, save: *mut c_void, value: 
 
 extern "C" fn check_throttle(thd: Thd, _: *const Variable, save: *mut c_void, value: *mut Value) -> c_int {
     guarded(|| {
-        if !host::may_back_up(thd) {
+        if !may_back_up(thd) {
             return false;
         }
         // SAFETY: the server gave the value to this check, which is running, and gives room for a number.
@@ -242,7 +274,11 @@ extern "C" fn check_throttle(thd: Thd, _: *const Variable, save: *mut c_void, va
     })
 }
 
-extern "C" fn set_throttle(_: Thd, _: *const Variable, place: *mut c_void, save: *const c_void) {
+extern "C" fn set_throttle(thd: Thd, _: *const Variable, place: *mut c_void, save: *const c_void) {
+    // The default comes unchecked.
+    if !may_back_up(thd) {
+        return;
+    }
     // SAFETY: the server gives the place of a number, and one that was checked or is the default.
     let number = unsafe {
         let number = *save.cast::<u64>();
@@ -268,6 +304,24 @@ extern "C" fn check_exclude(thd: Thd, _: *const Variable, save: *mut c_void, val
         // SAFETY: the server gives room for a pointer to a string, and copies that.
         unsafe { *save.cast::<*const c_char>() = text.unwrap_or(std::ptr::null_mut()) };
         true
+    })
+}
+
+extern "C" fn check_lock(_: Thd, _: *const Variable, save: *mut c_void, value: *mut Value) -> c_int {
+    guarded(|| {
+        // SAFETY: the server gave the value to this check, which is running.
+        let text = unsafe { Value::text(value) }.unwrap_or_else(|| b"NULL".to_vec());
+        match lock::wanted(&text) {
+            Ok(kind) => {
+                // SAFETY: the server gives room for a pointer to a string, and copies that.
+                unsafe { *save.cast::<*const c_char>() = kind.name().as_ptr() };
+                true
+            }
+            Err(failure) => {
+                refuse("lock", &text, &failure.text);
+                false
+            }
+        }
     })
 }
 

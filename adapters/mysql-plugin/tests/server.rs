@@ -113,6 +113,8 @@ fn variables_are_as_documented() {
         ("keep_free", &*unlimited),
         ("last_error", "0"),
         ("last_error_string", ""),
+        ("lock", "none"),
+        ("lock_timeout", "60"),
         ("max_lag", &*unlimited),
         ("plugin_version", env!("CARGO_PKG_VERSION")),
         ("safe_slave", "OFF"),
@@ -133,7 +135,7 @@ fn variables_are_as_documented() {
         assert_eq!(code, 1229, "{name} is global: {text}");
         connection.query_drop(format!("SET GLOBAL tokudb_backup_{name}=0")).expect("set");
     }
-    for name in ["throttle", "exclude", "max_lag", "keep_free", "threads", "dir"] {
+    for name in ["throttle", "exclude", "max_lag", "keep_free", "threads", "dir", "lock", "lock_timeout"] {
         connection.query_drop(format!("SET SESSION tokudb_backup_{name}=DEFAULT")).expect("of the session");
     }
     connection
@@ -208,15 +210,40 @@ fn who_may_not_back_up_is_refused_by_the_server() {
     let Some(product) = Product::wanted() else { return };
     let server = Server::start(product, &How::usual());
     let mut connection = server.with_plugin();
-    connection.query_drop("CREATE USER 'nobody'@'localhost'").expect("a user");
-    let mut nobody = server.connect_as("nobody");
-    let directory = server.room().join("backup");
-    let (code, text) = failure(&mut nobody, &format!("SET tokudb_backup_dir='{}'", directory.display()));
-    assert_eq!(code, 1227, "{text}");
-    assert!(text.starts_with("Access denied"), "{text}");
-    let (code, _) = failure(&mut nobody, "SET tokudb_backup_throttle=1");
-    assert_eq!(code, 1227);
-    assert!(!directory.exists(), "something was made");
+    let own = match &*product.name {
+        "mysql56" => None,
+        "mysql97" => Some("BACKUP_ADMIN"),
+        _ => Some("RELOAD"),
+    };
+    // One who may do everything else.
+    let but_these = match own {
+        None => "RELOAD, FILE, PROCESS, SHUTDOWN, REPLICATION CLIENT",
+        Some("RELOAD") => "FILE, PROCESS, SHUTDOWN, BINLOG ADMIN, CONNECTION ADMIN",
+        Some(_) => "RELOAD, FILE, PROCESS, SHUTDOWN, SYSTEM_VARIABLES_ADMIN, CLONE_ADMIN",
+    };
+    for (user, privileges) in [("nobody", "USAGE"), ("other", but_these)] {
+        connection.query_drop(format!("CREATE USER '{user}'@'localhost'")).expect("a user");
+        connection.query_drop(format!("GRANT {privileges} ON *.* TO '{user}'@'localhost'")).expect("granted");
+        let mut nobody = server.connect_as(user);
+        let directory = server.room().join(user);
+        let set = format!("SET tokudb_backup_dir='{}'", directory.display());
+        for statement in [&*set, "SET tokudb_backup_throttle=1", "SET tokudb_backup_throttle=DEFAULT"] {
+            let (code, text) = failure(&mut nobody, statement);
+            assert_eq!(code, 1227, "{text}");
+            let named = text.contains("SUPER") && own.is_none_or(|own| text.contains(own));
+            assert!(text.starts_with("Access denied; you need") && named, "{text}");
+        }
+        assert!(!directory.exists(), "something was made");
+        assert_eq!(status(&mut nobody, "last_start"), "", "something was begun");
+    }
+    for privilege in ["SUPER"].into_iter().chain(own) {
+        let user = privilege.to_lowercase();
+        connection.query_drop(format!("CREATE USER '{user}'@'localhost'")).expect("a user");
+        connection.query_drop(format!("GRANT {privilege} ON *.* TO '{user}'@'localhost'")).expect("granted");
+        let mut somebody = server.connect_as(&user);
+        somebody.query_drop("SET tokudb_backup_throttle=18446744073709551615").expect(privilege);
+        back_up(&mut somebody, &server.room().join(&user)).expect(privilege);
+    }
 }
 
 #[test]
