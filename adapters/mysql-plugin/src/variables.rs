@@ -342,7 +342,13 @@ extern "C" fn check_safe_slave(_: Thd, _: *const Variable, save: *mut c_void, va
             unsafe { *save.cast::<c_int>() = 0 };
             return true;
         }
-        refuse("safe_slave", b"ON", "stop the SQL thread yourself for the backup: STOP SLAVE SQL_THREAD");
+        let is_new = host::Server::here()
+            .is_some_and(|server| server.family == host::Family::MySql && server.version >= 80_000);
+        let statement = if is_new { "STOP REPLICA SQL_THREAD" } else { "STOP SLAVE SQL_THREAD" };
+        let why = format!(
+            "stop the SQL thread yourself for the backup ({statement}): the plugin cannot tell safely which channels              it would have to start again"
+        );
+        refuse("safe_slave", b"ON", &why);
         false
     })
 }

@@ -201,62 +201,107 @@ fn in_the_way(product: &Product) -> [(&'static str, &'static str); 2] {
     }
 }
 
+/// Some sessions of a server.
+struct Scene {
+    server: Server,
+    /// Makes the backups.
+    backup: Conn,
+    /// Holds what is in the way.
+    other: Conn,
+    watcher: Conn,
+    writer: Conn,
+}
+
+impl Scene {
+    fn set(product: &Product) -> Scene {
+        let server = Server::start(product, &How::usual());
+        let mut backup = server.with_plugin();
+        furnish(product, &mut backup);
+        let (other, watcher, writer) = (server.connect(), server.connect(), server.connect());
+        Scene { server, backup, other, watcher, writer }
+    }
+
+    fn statement(&self, directory: &str) -> String {
+        format!("SET tokudb_backup_dir='{}'", self.server.room().join(directory).display())
+    }
+
+    /// The server's writes go on.
+    fn write(&mut self, when: &str) {
+        let begun = Instant::now();
+        self.writer.query_drop("INSERT INTO plain.c VALUES (1, 'x')").expect("written");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{when}: a write took {:?}", begun.elapsed());
+    }
+
+    /// Has a backup wait for the lock while another session locks a table; what that fails with after `act`.
+    fn while_it_waits(&mut self, directory: &str, act: impl FnOnce(&mut Scene, u32)) -> (u16, String) {
+        self.other.query_drop("LOCK TABLES plain.m WRITE").expect("locked");
+        let (set, id) = (self.statement(directory), self.backup.connection_id());
+        let mut backup = std::mem::replace(&mut self.backup, self.server.connect());
+        std::thread::scope(|scope| {
+            let outcome = scope.spawn(|| failure(&mut backup, &set));
+            wait_until_it_waits(&mut self.watcher, id);
+            act(self, id);
+            outcome.join().expect("no panic")
+        })
+    }
+}
+
 #[test]
-fn a_lock_that_cannot_be_had_fails_the_backup_and_is_not_left_behind() {
+fn a_lock_that_cannot_be_had_fails_the_backup_in_time() {
     let _alone = common::alone();
     let Some(product) = Product::wanted() else { return };
-    let server = Server::start(product, &How::usual());
-    let mut connection = server.with_plugin();
-    furnish(product, &mut connection);
-    let (mut other, mut third) = (server.connect(), server.connect());
-    connection.query_drop("SET tokudb_backup_lock='tables', tokudb_backup_lock_timeout=1").expect("set");
-    let mut write = |when: &str| {
-        let begun = Instant::now();
-        third.query_drop("INSERT INTO plain.c VALUES (1, 'x')").expect("written");
-        assert!(begun.elapsed() < Duration::from_secs(3), "{when}: a write took {:?}", begun.elapsed());
-    };
+    let mut scene = Scene::set(product);
+    scene.backup.query_drop("SET tokudb_backup_lock='tables', tokudb_backup_lock_timeout=1").expect("set");
     for (number, (hold, release)) in in_the_way(product).into_iter().enumerate() {
-        other.query_drop(hold).expect(hold);
-        let directory = server.room().join(format!("late{number}"));
-        let begun = Instant::now();
-        let (code, _) = failure(&mut connection, &format!("SET tokudb_backup_dir='{}'", directory.display()));
+        scene.other.query_drop(hold).expect(hold);
+        let directory = format!("late{number}");
+        let (set, begun) = (scene.statement(&directory), Instant::now());
+        let (code, _) = failure(&mut scene.backup, &set);
         assert!(begun.elapsed() < Duration::from_secs(6), "{hold}: it took {:?}", begun.elapsed());
         assert_eq!(code, 1231);
-        let (error, text) = last(&mut connection);
+        let (error, text) = last(&mut scene.backup);
         let expected = "the server did not give its lock (tokudb_backup_lock=tables) within 1 s: \
                         a statement that takes long or a lock of another session is in the way";
         assert_eq!((error, text.as_deref()), (libc::ETIMEDOUT as u64, Some(expected)), "{hold}");
-        assert!(directory.join("mysql_data_dir/HOTBACKUP-INCOMPLETE").is_dir(), "it looks complete");
-        write(hold);
-        other.query_drop(release).expect(release);
+        let mark = scene.server.room().join(directory).join("mysql_data_dir/HOTBACKUP-INCOMPLETE");
+        assert!(mark.is_dir(), "it looks complete");
+        scene.write(hold);
+        scene.other.query_drop(release).expect(release);
     }
+    let set = scene.statement("good");
+    scene.backup.query_drop(set).expect("a backup");
+    scene.write("a good one");
+}
 
-    // One that waits for long is killed.
-    connection.query_drop("SET tokudb_backup_lock_timeout=DEFAULT").expect("set");
-    other.query_drop("LOCK TABLES plain.m WRITE").expect("locked");
-    let directory = server.room().join("killed");
-    let id = connection.connection_id();
-    let mut watcher = server.connect();
-    let set = format!("SET tokudb_backup_dir='{}'", directory.display());
-    std::thread::scope(|scope| {
-        let backup = scope.spawn(|| failure(&mut connection, &set));
-        wait_until_it_waits(&mut watcher, id);
-        write("it waits");
-        let asked = Instant::now();
-        watcher.query_drop(format!("KILL QUERY {id}")).expect("killed");
-        let (code, text) = backup.join().expect("no panic");
-        assert!(asked.elapsed() < Duration::from_secs(1), "it took {:?} to end", asked.elapsed());
-        assert!(matches!(code, 1231 | 1317), "{code} {text}");
+#[test]
+fn no_lock_is_left_behind_by_a_backup_that_is_killed_or_paused() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let mut scene = Scene::set(product);
+    scene.backup.query_drop("SET tokudb_backup_lock='tables'").expect("set");
+    let mut asked = Instant::now();
+    let (code, text) = scene.while_it_waits("killed", |scene, id| {
+        scene.write("it waits");
+        asked = Instant::now();
+        scene.watcher.query_drop(format!("KILL QUERY {id}")).expect("killed");
     });
+    assert!(asked.elapsed() < Duration::from_secs(1), "it took {:?} to end", asked.elapsed());
+    assert!(matches!(code, 1231 | 1317), "{code} {text}");
     // The thread that waits may be in its last second: the plugin does not go before it.
-    other.query_drop("UNLOCK TABLES").expect("unlocked");
-    watcher.query_drop("UNINSTALL PLUGIN tokudb_backup").expect("uninstalled");
-    write("uninstalled");
-    let mut connection = server.with_plugin();
-    connection.query_drop("SET tokudb_backup_lock='tables', tokudb_backup_lock_timeout=1").expect("set");
-    back_up(&mut connection, &server.room().join("good")).expect("a backup");
-    write("done");
-    assert_eq!(status(&mut connection, "state"), "idle");
+    scene.other.query_drop("UNLOCK TABLES").expect("unlocked");
+    scene.watcher.query_drop("UNINSTALL PLUGIN tokudb_backup").expect("uninstalled");
+    scene.write("uninstalled");
+    scene.backup = scene.server.with_plugin();
+
+    let timeout = "SET tokudb_backup_lock='tables', tokudb_backup_lock_timeout=2";
+    scene.backup.query_drop(timeout).expect("set");
+    let (_, text) = scene.while_it_waits("paused", |scene, _| {
+        scene.watcher.query_drop("SET tokudb_backup_throttle=0").expect("paused");
+        scene.other.query_drop("UNLOCK TABLES").expect("unlocked");
+    });
+    assert!(text.ends_with("was held for 2 s, and the instant of the backup had not come"), "{text}");
+    scene.write("paused");
+    assert_eq!(status(&mut scene.watcher, "state"), "idle");
 }
 
 #[test]
