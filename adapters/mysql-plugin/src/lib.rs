@@ -5,8 +5,8 @@
 //!
 //! A server reads the declarations by name right after it has loaded the library; what they must hold depends on the
 //! server. So they are filled by a constructor, which runs before that. `abi` and `variable` are structures of the servers,
-//! `host` what we call of theirs, `library` the engine; `variables` and `status` are what SQL sees; `run` makes a backup of
-//! what `sources` finds.
+//! `host` and `services` what we call of theirs, `sql` sessions of our own in them, `library` the engine; `variables` and
+//! `status` are what SQL sees; `run` makes a backup of what `sources` finds, while `lock` holds the server's lock.
 
 mod abi;
 #[allow(dead_code, missing_docs, reason = "the library's own types, of which a part is used here")]
