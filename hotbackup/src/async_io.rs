@@ -1,7 +1,7 @@
 //! Writes that go on after the call that began them: captured when they are submitted, marked when they have ended.
 //!
 //! Bytes of such a write reach the file at any time between the call that submits it and its end. So a submission is a
-//! captured call, which waits at the closed gate like any other; what it writes is noted in [`flights`] and marked when its
+//! captured call, which waits at the closed gate like any other; what it writes is noted in [`Flights`] and marked when its
 //! end is seen: by the hook of the call that tells the program, or by the engine in the ring itself, for whoever would ask
 //! may wait at the gate. The cut waits until nothing flies.
 //!
@@ -9,21 +9,21 @@
 //! it ends before the cut, there is none within the first second ([`SETTLING`]).
 
 mod aio;
-pub(crate) mod flights;
 mod rings;
 mod uring;
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use crate::conductor::{Engine, Trouble};
+use crate::crossings;
 use crate::error::{Error, Result};
+use crate::flights::{Flights, Name, Target};
 use crate::gate::{Gate, Inside, State, Word};
 use crate::intercept::{self, Found};
 use crate::registry::{self, WATCH};
 use crate::sys;
-use flights::{Flights, Name, Target};
 use rings::{Ring, Rings};
 
 /// How long after arming there is no cut if there are rings of native AIO: what was submitted before has ended by then.
@@ -130,6 +130,21 @@ impl AsyncIo {
             ring.set_kind(rings::AIO);
         }
     }
+}
+
+/// Marks what a write that has ended has changed, if the session watches the file.
+fn mark(target: &Target) {
+    if target.is_names() {
+        return WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
+    }
+    // As in `Pending::mark`: the file has changed, then the inode is looked up.
+    fence(Ordering::SeqCst);
+    let Some(marks) = WATCH.find(target.dev, target.ino) else { return };
+    match target.to {
+        u64::MAX => marks.mark_all(&WATCH.ledger),
+        to => marks.mark_range(&WATCH.ledger, target.from, to),
+    }
+    WATCH.marked.fetch_add(1, Ordering::SeqCst);
 }
 
 /// An asynchronous write as a request says it.
@@ -253,7 +268,7 @@ pub fn reaping<R>(ring: u64, real: impl FnOnce() -> R, events: impl FnOnce(&R) -
 pub fn destroying<R>(ring: u64, real: impl FnOnce() -> R, destroyed: impl FnOnce(&R) -> bool) -> R {
     let result = real();
     if intercept::is_capturing() && destroyed(&result) {
-        ended(ring, || WATCH.async_io.flights().into_iter().for_each(|flights| flights.land_all(ring)));
+        ended(ring, || WATCH.async_io.flights().into_iter().for_each(|flights| flights.land_all(ring, mark)));
     }
     result
 }

@@ -43,6 +43,8 @@ mod error;
 mod extents;
 #[cfg(not(loom))]
 mod finish;
+#[cfg_attr(loom, allow(dead_code))]
+mod flights;
 #[cfg(not(loom))]
 pub mod fs;
 mod gate;

@@ -7,6 +7,8 @@
 //! asymmetric fence (membarrier(2)) are full fences here. A test whose name ends in `is_found` breaks a rule on
 //! purpose and expects the loss: it shows that the models can see one.
 
+#[cfg(test)]
+mod flights;
 pub(crate) mod futex;
 #[cfg(test)]
 mod gate;

@@ -5,8 +5,8 @@
 
 use std::os::fd::RawFd;
 
-use super::flights::Name;
-use super::{Request, Where, bytes};
+use super::{Request, Where, bytes, mark};
+use crate::flights::Name;
 use crate::gate::State;
 use crate::registry::WATCH;
 use crate::sys;
@@ -77,14 +77,14 @@ pub(super) fn told(ring: u64, events: u64, count: usize) {
 /// A request has ended. One that was not noted was submitted before the session began: what it wrote is marked by what the
 /// request still says.
 fn ended(name: Name, told: bool) {
-    let known = WATCH.async_io.flights().is_some_and(|flights| flights.land(name, told));
+    let known = WATCH.async_io.flights().is_some_and(|flights| flights.land(name, told, mark));
     if known {
         return;
     }
     match request(name.cookie) {
         Ok(None) => {}
         Ok(Some(request)) => match request.target(State::Open) {
-            Some(Some(target)) => target.mark(),
+            Some(Some(target)) => mark(&target),
             Some(None) => {}
             None => super::untracked(super::Untracked::Before),
         },
@@ -114,7 +114,7 @@ pub(super) fn look(ring: u64, all: bool) {
         match all {
             true => ended(name, false),
             false => {
-                let _ = WATCH.async_io.flights().map(|flights| flights.land(name, false));
+                let _ = WATCH.async_io.flights().map(|flights| flights.land(name, false, mark));
             }
         }
         index = (index + 1) % size;

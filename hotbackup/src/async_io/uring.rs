@@ -8,10 +8,10 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
-use super::flights::{Name, Target};
 use super::rings::{self, Ring};
-use super::{Request, Untracked, Where, aio, bytes, untracked};
+use super::{Request, Untracked, Where, aio, bytes, mark, untracked};
 use crate::crossings;
+use crate::flights::{Name, Target};
 use crate::gate::State;
 use crate::registry::WATCH;
 use crate::sys;
@@ -200,7 +200,7 @@ pub(super) fn look(ring: &Ring) {
             return untracked(Untracked::Unreadable);
         }
         let name = Name { ring: ring.address(), cookie: u64::from_ne_bytes(end) };
-        let _ = WATCH.async_io.flights().map(|flights| flights.land(name, true));
+        let _ = WATCH.async_io.flights().map(|flights| flights.land(name, true, mark));
         index = index.wrapping_add(1);
     }
     ring.seen.store(tail, Ordering::Relaxed);

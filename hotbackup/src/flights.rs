@@ -4,19 +4,16 @@
 //! at any time between. Invariant: a write that is noted while the gate is open, and taken off the table, has marked its
 //! range before. So when everyone is outside and nothing flies, every write of the program is in its file and marked.
 //!
-//! Hooks note, land and forget; the engine lands what it finds ended in a ring. No locks: a place is claimed by a
+//! Hooks note, land and forget; the engine lands what it finds ended in a ring; both say how to mark. No locks: a place is claimed by a
 //! compare-and-exchange, and filled before it can be found.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-
-use crate::crossings;
-use crate::registry::WATCH;
+use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem::zeroed;
 
 /// Writes that can be noted at the same time. A place is searched for in windows, so a table this large is never full in
 /// practice: the kernel allows 65,536 requests of native AIO in all by default (`/proc/sys/fs/aio-max-nr`).
-const PLACES: usize = 1 << 14;
-const WINDOW: usize = 32;
+const PLACES: usize = if cfg!(loom) { 2 } else { 1 << 14 };
+const WINDOW: usize = if cfg!(loom) { 1 } else { 32 };
 
 const FREE: u32 = 0;
 /// Being filled.
@@ -49,21 +46,6 @@ impl Target {
 
     pub(crate) fn is_names(&self) -> bool {
         *self == Target::NAMES
-    }
-
-    /// Marks it, if the session watches the file.
-    pub(crate) fn mark(&self) {
-        if self.is_names() {
-            return WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
-        }
-        // As in `Pending::mark`: the file has changed, then the inode is looked up.
-        fence(Ordering::SeqCst);
-        let Some(marks) = WATCH.find(self.dev, self.ino) else { return };
-        match self.to {
-            u64::MAX => marks.mark_all(&WATCH.ledger),
-            to => marks.mark_range(&WATCH.ledger, self.from, to),
-        }
-        WATCH.marked.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -107,6 +89,21 @@ zeroed! {
 }
 
 impl Flights {
+    #[cfg(loom)]
+    pub(crate) fn new() -> Flights {
+        let word = || AtomicU64::new(0);
+        let place = |_| Place {
+            state: AtomicU32::new(FREE),
+            ring: word(),
+            cookie: word(),
+            dev: word(),
+            ino: word(),
+            from: word(),
+            to: word(),
+        };
+        Flights { flying: word(), places: std::array::from_fn(place) }
+    }
+
     /// Notes a write. False if there is no room.
     pub(crate) fn note(&self, name: Name, target: Target) -> bool {
         // What the program calls by the same name and was not seen to be told of has been told.
@@ -136,14 +133,14 @@ impl Flights {
         }
     }
 
-    /// A write has ended: marks what it wrote. Of several with one name all are marked and one is taken off, for nobody knows
+    /// A write has ended: has what it wrote marked. Of several with one name all are marked and one is taken off, for nobody knows
     /// which it was. With `told` the program knows that it has ended. False if there is no such write.
-    pub(crate) fn land(&self, name: Name, told: bool) -> bool {
+    pub(crate) fn land(&self, name: Name, told: bool, mark: impl Fn(&Target)) -> bool {
         let mut landed = false;
         for place in self.window(name) {
             let is_flying = place.state.load(Ordering::SeqCst) == FLYING && place.is(name);
             if is_flying {
-                place.target().mark();
+                mark(&place.target());
             }
             if is_flying && !landed && place.turns(FLYING, if told { FREE } else { LANDED }) {
                 landed = true;
@@ -154,10 +151,10 @@ impl Flights {
     }
 
     /// Every write of a ring has ended, and nobody will be told.
-    pub(crate) fn land_all(&self, ring: u64) {
+    pub(crate) fn land_all(&self, ring: u64, mark: impl Fn(&Target)) {
         for place in self.places.iter().filter(|place| place.ring.load(Ordering::Relaxed) == ring) {
             if place.state.load(Ordering::SeqCst) == FLYING {
-                place.target().mark();
+                mark(&place.target());
                 if place.turns(FLYING, FREE) {
                     self.flying.fetch_sub(1, Ordering::SeqCst);
                 }
@@ -191,13 +188,15 @@ impl Flights {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
     fn table() -> &'static Flights {
         crate::sys::mem::reserve::<Flights>(1).and_then(|tables| tables.first()).expect("memory")
     }
+
+    fn ignore(_: &Target) {}
 
     const TARGET: Target = Target { dev: 1, ino: 2, from: 0, to: 1 };
 
@@ -210,9 +209,9 @@ mod tests {
         let table = table();
         assert!(table.none_flies());
         assert!(table.note(name(1), TARGET) && table.note(name(2), TARGET));
-        assert!(!table.land(Name { ring: 8, cookie: 1 }, true), "another ring's");
-        assert!(table.land(name(1), true) && !table.none_flies());
-        assert!(!table.land(name(1), true), "it has landed");
+        assert!(!table.land(Name { ring: 8, cookie: 1 }, true, ignore), "another ring's");
+        assert!(table.land(name(1), true, ignore) && !table.none_flies());
+        assert!(!table.land(name(1), true, ignore), "it has landed");
         table.forget(name(2));
         assert!(table.none_flies());
     }
@@ -221,21 +220,25 @@ mod tests {
     fn of_two_with_one_name_each_has_to_land() {
         let table = table();
         assert!(table.note(name(1), TARGET) && table.note(name(1), TARGET));
-        assert!(table.land(name(1), true) && !table.none_flies());
-        assert!(table.land(name(1), true) && table.none_flies());
+        assert!(table.land(name(1), true, ignore) && !table.none_flies());
+        assert!(table.land(name(1), true, ignore) && table.none_flies());
     }
 
     #[test]
     fn what_the_engine_saw_end_is_known_when_the_program_is_told() {
         let table = table();
         assert!(table.note(name(1), TARGET));
-        assert!(table.land(name(1), false) && table.none_flies());
-        assert!(table.land(name(1), false), "it lies in the ring still");
-        assert!(table.land(name(1), true), "told");
-        assert!(!table.land(name(1), true));
+        assert!(table.land(name(1), false, ignore) && table.none_flies());
+        assert!(table.land(name(1), false, ignore), "it lies in the ring still");
+        assert!(table.land(name(1), true, ignore), "told");
+        assert!(!table.land(name(1), true, ignore));
         // A program that reads the ring by itself is told without our knowing, and uses the name again.
-        assert!(table.note(name(1), TARGET) && table.land(name(1), false) && table.note(name(1), TARGET));
-        assert!(!table.none_flies() && table.land(name(1), true) && !table.land(name(1), true));
+        assert!(
+            table.note(name(1), TARGET) && table.land(name(1), false, ignore) && table.note(name(1), TARGET)
+        );
+        assert!(
+            !table.none_flies() && table.land(name(1), true, ignore) && !table.land(name(1), true, ignore)
+        );
     }
 
     #[test]
@@ -243,8 +246,12 @@ mod tests {
         let table = table();
         assert!(table.note(name(1), TARGET) && table.note(name(2), TARGET));
         assert!(table.note(Name { ring: 8, cookie: 1 }, TARGET));
-        table.land_all(7);
-        assert!(!table.none_flies() && table.land(Name { ring: 8, cookie: 1 }, true) && table.none_flies());
+        table.land_all(7, ignore);
+        assert!(
+            !table.none_flies()
+                && table.land(Name { ring: 8, cookie: 1 }, true, ignore)
+                && table.none_flies()
+        );
     }
 
     #[test]
