@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::path::PathBuf;
 
 use crate::services;
-use crate::variable::{Foreign, Thd};
+use crate::variable::Thd;
 
 /// The two families, whose plugins are declared differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(crate) fn symbol(names: &[&CStr]) -> Option<*mut c_void> {
 }
 
 /// A text that the server exports as a pointer.
-fn text_at(name: &CStr) -> Option<Vec<u8>> {
+pub(crate) fn text_at(name: &CStr) -> Option<Vec<u8>> {
     // SAFETY: the variables asked for are pointers to strings, or NULL, in every server that has them.
     unsafe {
         let text = *symbol(&[name])?.cast::<*const c_char>();
@@ -171,27 +171,6 @@ pub(crate) fn binary_log() -> Option<Vec<u8>> {
 /// The same for relay logs.
 pub(crate) fn relay_log() -> Option<Vec<u8>> {
     text_at(c"relay_log_basename").or_else(|| text_at(c"opt_relay_logname"))
-}
-
-/// The global variable `name` that the server's own plugin `plugin` declares.
-pub(crate) fn plugin_variable(server: Server, plugin: &CStr, name: &CStr) -> Option<Foreign<'static>> {
-    let arrays = [c"mysql_mandatory_plugins", c"mysql_optional_plugins"];
-    arrays.into_iter().find_map(|array| {
-        let mut at = symbol(&[array])?.cast::<*const usize>().cast_const();
-        // SAFETY: an array of pointers to declarations that NULL ends; each has more words than are read.
-        unsafe {
-            while !(*at).is_null() {
-                let declaration = std::slice::from_raw_parts(*at, crate::abi::LONGEST - 1);
-                let found = declaration[2] as *const c_char;
-                if declaration[0] <= 64 && !found.is_null() && CStr::from_ptr(found) == plugin {
-                    let variables = declaration[crate::abi::system_variables_at(server)];
-                    return Foreign::find(variables as *const *const usize, name);
-                }
-                at = at.add(1);
-            }
-        }
-        None
-    })
 }
 
 #[cfg(test)]

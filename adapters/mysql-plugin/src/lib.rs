@@ -13,14 +13,18 @@ mod abi;
 #[path = "../../../hotbackup-capi/src/declarations.rs"]
 mod declarations;
 mod host;
+mod keys;
 mod library;
+mod links;
 mod lock;
+mod plugins;
 mod regex;
 mod run;
 mod services;
 mod sources;
 mod sql;
 mod status;
+mod temporary;
 mod variable;
 mod variables;
 

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use crate::declarations::{HOTBACKUP_MANIFEST_IN_FILE, Pair, Phase, Progress, Report};
 use crate::host::{self, Server};
+use crate::keys;
 use crate::library::{Failure, Library};
 use crate::lock::Locking;
 use crate::regex::Regex;
-use crate::sources::{self, Source};
+use crate::sources::{Source, Sources};
 use crate::status;
 use crate::variable::Thd;
 use crate::variables::Wishes;
@@ -29,11 +30,17 @@ pub(crate) fn backup(thd: Thd, directory: &[u8], wishes: &Wishes) -> Result<(), 
     status_of(directory, || {
         let library = Library::find()?;
         let server = Server::here().ok_or_else(|| Failure::new(libc::ENOSYS, "this server is not known"))?;
-        let sources = sources::of(server)?;
-        let destination = Destination::claim(directory, wishes, &sources)?;
-        let outcome = run(thd, library, &sources, &destination, wishes);
-        if outcome.is_err() {
-            destination.abandon();
+        let exclude = wishes.exclude.as_deref().map(Regex::new).transpose()?;
+        let is_excluded = |path: &Path| exclude.as_ref().is_some_and(|exclude| exclude.is_in(&c_path(path)));
+        let sources = Sources::of(server, &is_excluded)?;
+        let destination = Destination::claim(directory, wishes, &sources.list)?;
+        let outcome = run(thd, library, &sources, &destination, wishes, exclude.as_ref());
+        let outcome = outcome.and_then(|report| destination.check(&sources, &is_excluded).map(|()| report));
+        match &outcome {
+            Ok(_) => keys::warnings(server, &sources)
+                .iter()
+                .for_each(|text| host::log(&format!("warning: {text}"))),
+            Err(_) => destination.abandon(),
         }
         outcome
     })
@@ -116,6 +123,23 @@ impl Destination {
         Ok(())
     }
 
+    /// Takes back the word that the backup is complete if it lacks something that it leads to.
+    fn check(&self, sources: &Sources, is_excluded: &dyn Fn(&Path) -> bool) -> Result<(), Failure> {
+        sources.check(&self.parts, is_excluded).inspect_err(|_| {
+            let text = format!(
+                "This backup lacks something. Remove it.\n\nbegun: {}\n",
+                status::utc(std::time::SystemTime::now())
+            );
+            for part in &self.parts {
+                let mark = part.join(INCOMPLETE);
+                let made = DirBuilder::new().mode(0o700).create(&mark);
+                drop(made.and_then(|()| fs::write(mark.join("README.txt"), &text)));
+            }
+            // Without the list of what is in it, it is none either.
+            let _ = fs::remove_file(self.path.join(MANIFEST));
+        })
+    }
+
     /// Leaves nothing behind of a backup that copied nothing. What was copied stays, marked as incomplete.
     fn abandon(&self) {
         self.parts.iter().for_each(|part| drop(fs::remove_dir(part)));
@@ -123,6 +147,10 @@ impl Destination {
             let _ = fs::remove_dir(&self.path);
         }
     }
+}
+
+fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
 }
 
 /// The path without links and dots; its last component need not exist.
@@ -178,9 +206,10 @@ fn check_empty(path: &Path) -> Result<(), Failure> {
 }
 
 /// What the callbacks work with.
-struct Run {
+struct Run<'a> {
     thd: Thd,
-    exclude: Option<Regex>,
+    exclude: Option<&'a Regex>,
+    sources: &'a Sources,
     /// What the processlist shows, and what it showed before: one who reads it may still be at that.
     state: CString,
     before: CString,
@@ -192,17 +221,20 @@ struct Run {
 fn run(
     thd: Thd,
     library: Library,
-    sources: &[Source],
+    sources: &Sources,
     destination: &Destination,
     wishes: &Wishes,
+    exclude: Option<&Regex>,
 ) -> Result<Report, Failure> {
-    let exclude = wishes.exclude.as_deref().map(Regex::new).transpose()?;
     let lock = Locking::of(wishes)?;
-    let (state, before) = (CString::default(), CString::default());
-    let mut run = Run { thd, exclude, state, before, killed: false, library, lock };
-    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
-    let paths: Vec<(CString, CString)> =
-        sources.iter().zip(&destination.parts).map(|(from, to)| (c_path(&from.path), c_path(to))).collect();
+    let (state, before) = Default::default();
+    let mut run = Run { thd, exclude, sources, state, before, killed: false, library, lock };
+    let paths: Vec<(CString, CString)> = sources
+        .list
+        .iter()
+        .zip(&destination.parts)
+        .map(|(from, to)| (c_path(&from.path), c_path(to)))
+        .collect();
     let pairs: Vec<Pair> = paths
         .iter()
         .map(|(source, destination)| Pair { source: source.as_ptr(), destination: destination.as_ptr() })
@@ -212,7 +244,7 @@ fn run(
     let mut options = library.options();
     (options.pairs, options.pair_count) = (pairs.as_ptr(), pairs.len());
     (options.exclude, options.exclude_count) = (left_out.as_ptr(), left_out.len());
-    options.exclude_if = run.exclude.is_some().then_some(leave_out as _);
+    options.exclude_if = Some(leave_out);
     (options.throttle, options.max_lag) = (wishes.throttle, wishes.max_lag);
     (options.threads, options.keep_free) = (wishes.threads, wishes.keep_free);
     (options.manifest_place, options.manifest) = (HOTBACKUP_MANIFEST_IN_FILE, manifest.as_ptr());
@@ -238,15 +270,16 @@ fn run(
 ///
 /// # Safety
 /// It is that of the options of a backup that runs, and nobody else uses it meanwhile.
-unsafe fn run_of<'a>(user_data: *mut c_void) -> &'a mut Run {
+unsafe fn run_of<'a>(user_data: *mut c_void) -> &'a mut Run<'a> {
     // SAFETY: callbacks come one at a time, on the thread that called the backup, which keeps the `Run` and leaves it alone.
-    unsafe { &mut *user_data.cast::<Run>() }
+    unsafe { &mut *user_data.cast::<Run<'_>>() }
 }
 
 unsafe extern "C-unwind" fn leave_out(path: *const c_char, user_data: *mut c_void) -> c_int {
     // SAFETY: the library gives a string, and what the options said.
     let (run, path) = unsafe { (run_of(user_data), CStr::from_ptr(path)) };
-    c_int::from(run.exclude.as_ref().is_some_and(|exclude| exclude.is_in(path)))
+    let is_excluded = run.exclude.is_some_and(|exclude| exclude.is_in(path));
+    c_int::from(is_excluded || run.sources.leave_out(Path::new(OsStr::from_bytes(path.to_bytes()))))
 }
 
 unsafe extern "C-unwind" fn on_warning(text: *const c_char, _user_data: *mut c_void) {
@@ -282,7 +315,7 @@ unsafe extern "C-unwind" fn after_cut(user_data: *mut c_void) {
     unsafe { run_of(user_data) }.lock.give_back();
 }
 
-impl Run {
+impl Run<'_> {
     fn show(&mut self, state: String) {
         self.before = std::mem::replace(&mut self.state, host::c_text(&state));
         host::show_state(self.thd, self.state.as_ptr());

@@ -106,10 +106,16 @@ pub struct Server {
 impl Server {
     /// Starts a server on a fresh data directory.
     pub fn start(product: &Product, how: &How) -> Server {
+        Server::start_after(product, how, |_| ())
+    }
+
+    /// Starts a server on a fresh data directory that `prepare` has had its way with.
+    pub fn start_after(product: &Product, how: &How, prepare: impl FnOnce(&Path)) -> Server {
         let scratch = tempfile::Builder::new().prefix("hotbackup-server-").tempdir().expect("a directory");
         let data = scratch.path().join("data");
         let copied = Command::new("cp").arg("-a").arg(product.one("datadir")).arg(&data).status();
         assert!(copied.expect("cp").success(), "the data directory is copied");
+        prepare(&data);
         Server::on(product, how, scratch, data)
     }
 
