@@ -12,9 +12,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{How, Product, Server, last};
+use common::{How, Product, Server, failure, last};
 use mysql::Conn;
 use mysql::prelude::Queryable;
 
@@ -310,4 +310,241 @@ fn a_server_that_is_spread_over_many_directories_is_backed_up_as_one() {
             third.connect().query_first("SELECT filler FROM spread.far WHERE n=0").expect("the table");
         assert_eq!(zero.as_deref(), Some("zero"));
     }
+}
+
+/// Runs `meanwhile` while a slow backup copies, then has it go on as fast as it can.
+fn slowly(server: &Server, directory: &Path, meanwhile: impl FnOnce(&mut Conn)) -> mysql::Result<()> {
+    let (mut slow, mut other) = (server.connect(), server.connect());
+    slow.query_drop("SET tokudb_backup_throttle=1000000").expect("set");
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| back_up(&mut slow, directory));
+        let begun = Instant::now();
+        while common::status(&mut other, "phase") != "copy" {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it does not copy");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        meanwhile(&mut other);
+        other.query_drop("SET tokudb_backup_throttle=DEFAULT").expect("set");
+        backup.join().expect("no panic")
+    })
+}
+
+#[test]
+fn tables_that_come_meanwhile_are_in_the_backup_or_fail_it() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let scratch = tempfile::tempdir().expect("a directory");
+    let root = scratch.path().canonicalize().expect("resolved");
+    let server = Server::start(product, &How::usual().and("--symbolic-links"));
+    let mut connection = server.with_plugin();
+    // MySQL 8 and later make InnoDB's tables in known directories only: another engine's are left to try.
+    let engine = if product.name == "mysql97" { "MyISAM" } else { "InnoDB" };
+    let create = |table: &str, place: &str| {
+        let place = root.join(place);
+        fs::create_dir_all(&place).expect("a directory");
+        let place = place.display();
+        format!("CREATE TABLE bank.{table} (n INT) ENGINE={engine} DATA DIRECTORY='{place}'")
+    };
+    connection.query_drop("CREATE DATABASE bank").expect("a database");
+    connection.query_drop(create("known", "known")).expect("a table");
+    let backup = server.room().join("known place");
+    slowly(&server, &backup, |other| other.query_drop(create("new", "known")).expect("a table"))
+        .expect("the directory is a source");
+    let (copy, file) = match engine {
+        "InnoDB" => ("innodb_data_directory", "new.ibd"),
+        _ => ("data_directory", "new.MYD"),
+    };
+    assert!(backup.join(copy).join(file).is_file(), "it is not in the backup");
+
+    let backup = server.room().join("new place");
+    let outcome =
+        slowly(&server, &backup, |other| other.query_drop(create("newer", "new")).expect("a table"));
+    let text = outcome.expect_err("its directory is no source").to_string();
+    assert!(
+        text.contains(&format!("bank/newer.{}", if engine == "InnoDB" { "isl" } else { "MYD" })),
+        "{text}"
+    );
+    let (code, text) = failure(&mut connection, &format!("SET tokudb_backup_dir='{}'", backup.display()));
+    assert_eq!(code, 1231);
+    assert!(text.contains("that did not complete"), "the half-done backup looks done: {text}");
+    let said = common::status(&mut connection, "last_result_string");
+    assert!(said.contains("that did not complete"), "{said}");
+    assert!(!backup.join("hotbackup-manifest.json").exists(), "there is a manifest of a half-done backup");
+    // From the beginning it is a source.
+    let backup = server.room().join("another");
+    back_up(&mut connection, &backup).expect("a backup");
+    assert!(backup.join(format!("{copy}.1")).is_dir());
+}
+
+/// Declares two global variables of a plugin on the server, as if that were there.
+fn declare(product: &Product, server: &Server, plugin: &str, first: [&str; 2], second: [&str; 2]) {
+    let mut connection = server.connect();
+    let version: Option<String> = connection.query_first("SELECT VERSION()").expect("the version");
+    let version = version.expect("a row");
+    let numbers = version.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let version = numbers.take(3).fold(0, |version, number| version * 100 + number);
+    let library = format!("{plugin}.so");
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(server.room().join("plugins").join(&library));
+    compiler.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/declares.c"));
+    compiler.arg(format!("-DVERSION={version}"));
+    if product.is_mariadb() {
+        compiler.arg("-DMARIADB");
+    }
+    let texts = [("NAME", plugin), ("FIRST", first[0]), ("FIRST_VALUE", first[1])];
+    for (name, text) in texts.into_iter().chain([("SECOND", second[0]), ("SECOND_VALUE", second[1])]) {
+        compiler.arg(format!("-D{name}=\"{text}\""));
+    }
+    assert!(compiler.status().expect("a C compiler").success(), "{plugin} is compiled");
+    connection.query_drop(format!("INSTALL PLUGIN {plugin} SONAME '{library}'")).expect("installed");
+}
+
+/// A filesystem of its own, in memory.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// `None` where this user may not mount.
+    fn on(directory: &Path) -> Option<Mount> {
+        let mut mount = std::process::Command::new("mount");
+        let done = mount.args(["-t", "tmpfs", "none"]).arg(directory).status();
+        done.is_ok_and(|status| status.success()).then(|| Mount(directory.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// What is temporary is left out wherever it lies, what only a variable or a plugin knows of is found, and a mount is entered.
+#[test]
+fn odd_places_are_known() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let scratch = tempfile::tempdir().expect("a directory");
+    let root = scratch.path().canonicalize().expect("resolved");
+    let place = |name: &str| {
+        let place = root.join(name);
+        fs::create_dir_all(&place).expect("a directory");
+        fs::write(place.join("of somebody else"), "x").expect("a file");
+        place.to_str().expect("UTF-8").to_owned()
+    };
+    let mut how = How::with(&["--innodb-use-native-aio=0", "--server-id=1", "--log-bin=binlog"])
+        .and(format!("--innodb-data-home-dir={}", place("home")))
+        .and(format!("--tmpdir={}", place("home/tmp")))
+        .and(format!("--log-bin-index={}/binlog", place("index")));
+    if product.name != "mysql56" {
+        how = how.and("--innodb-temp-data-file-path=anew:12M:autoextend");
+    }
+    if product.name == "mysql97" {
+        how = how.and(format!("--innodb-temp-tablespaces-dir={}", place("home/spaces")));
+    } else {
+        how = how.and(format!("--master-info-file={}/master.info", place("info")));
+    }
+    let mut mount = None;
+    let server = Server::start_after(product, &how, |data| {
+        fs::create_dir(data.join("mounted")).expect("a directory");
+        mount = Mount::on(&data.join("mounted"));
+        fs::write(data.join("mounted/file"), "x").expect("a file");
+        let home = root.join("home/ibdata1");
+        let moved = std::process::Command::new("mv").arg(data.join("ibdata1")).arg(home).status();
+        assert!(moved.expect("mv").success(), "ibdata1 is moved");
+    });
+    let mut connection = server.with_plugin();
+    let (rows, log) = (place("rows"), place("log"));
+    declare(product, &server, "TokuDB", ["data_dir", &rows], ["log_dir", &log]);
+    let keys = root.join("keys").to_str().expect("UTF-8").to_owned();
+    let (ring, variable) = match product.is_mariadb() {
+        true => ("file_key_management", "filename"),
+        false => ("keyring_file", "data"),
+    };
+    declare(product, &server, ring, [variable, &keys], ["other", "/other"]);
+    if product.is_mariadb() {
+        connection.query_drop("CHANGE MASTER 'west' TO MASTER_HOST='nowhere'").expect("a source");
+    }
+    let more_keys = root.join("more keys");
+    if product.name == "mysql97" {
+        let component = "component_keyring_file";
+        let plugins = server.room().join("plugins");
+        fs::copy(product.plugins().join(format!("{component}.so")), plugins.join(format!("{component}.so")))
+            .expect("the component");
+        let configuration = format!("{{ \"path\": \"{}\", \"read_only\": false }}", more_keys.display());
+        fs::write(plugins.join(format!("{component}.cnf")), configuration).expect("a file");
+        connection.query_drop(format!("INSTALL COMPONENT 'file://{component}'")).expect("installed");
+    }
+    connection.query_drop("CREATE DATABASE t").expect("a database");
+    connection.query_drop("CREATE TEMPORARY TABLE t.one (n INT) ENGINE=MyISAM").expect("a table");
+    connection.query_drop("CREATE TEMPORARY TABLE t.two (n INT) ENGINE=InnoDB").expect("a table");
+    let backup = server.room().join("backup");
+    back_up(&mut connection, &backup).unwrap_or_else(|e| panic!("{e}: {:?}", last(&mut connection)));
+
+    let data = backup.join("mysql_data_dir");
+    let mut expected =
+        ["hotbackup-manifest.json", "innodb_data_home_dir", "mysql_data_dir", "mysql_log_bin_index"].to_vec();
+    expected.extend((product.name != "mysql97").then_some("mysql_master_info"));
+    expected.extend(["tokudb_data_dir", "tokudb_log_dir"]);
+    assert_eq!(names(&backup), expected);
+    assert_eq!(names(&backup.join("mysql_log_bin_index")), ["binlog.index"]);
+    if product.is_mariadb() {
+        assert_eq!(names(&backup.join("mysql_master_info")), ["master-west.info", "multi-master.info"]);
+    }
+    assert!(names(&root.join("home/tmp")).len() > 1, "there is no temporary table");
+    assert_eq!(names(&backup.join("innodb_data_home_dir/tmp")), ["of somebody else"]);
+    if product.name == "mysql97" {
+        assert!(names(&root.join("home/spaces")).len() > 1, "there is no temporary tablespace");
+        assert_eq!(names(&backup.join("innodb_data_home_dir/spaces")), ["of somebody else"]);
+    }
+    let is_temporary = |file: &&PathBuf| file.ends_with("anew") || file.ends_with("ibtmp1");
+    let copied = files(&backup);
+    assert_eq!(copied.iter().find(is_temporary), None);
+    if product.name != "mysql56" {
+        assert!(files(server.data()).iter().chain(&files(&root)).any(|file| file.ends_with("anew")));
+    }
+    assert!(copied.contains(&data.join("mounted/file")), "what is mounted is not in the backup");
+    let log = server.log();
+    assert!(
+        log.contains(&format!("warning: the keys in {keys} ({ring}_{variable}) are not in the backup")),
+        "{log}"
+    );
+    if product.name == "mysql97" {
+        assert!(log.contains(&format!("the keys in {} (component_", more_keys.display())), "{log}");
+    }
+    drop(connection);
+    drop(server);
+    drop(mount);
+}
+
+/// MySQL 8 and later open a tablespace that is there from before, though they could not recover it, nor a copy of it.
+#[test]
+fn tablespaces_where_the_server_does_not_look_are_refused() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted().filter(|product| product.name == "mysql97") else { return };
+    let scratch = tempfile::tempdir().expect("a directory");
+    let root = scratch.path().canonicalize().expect("resolved");
+    let known = How::usual().and(format!("--innodb-directories={}", root.display()));
+    let mut first = Server::start(product, &known);
+    let mut connection = first.connect();
+    for statement in [
+        "CREATE DATABASE t".to_owned(),
+        format!("CREATE TABLE t.far (n INT) DATA DIRECTORY='{}'", root.display()),
+        format!("CREATE TABLESPACE gone ADD DATAFILE '{}/gone.ibd'", root.display()),
+        "DROP TABLESPACE gone".to_owned(),
+    ] {
+        connection.query_drop(&statement).unwrap_or_else(|e| panic!("{statement}: {e}"));
+    }
+    drop(connection);
+    first.stop();
+    let of_first = |data: &Path| {
+        fs::remove_dir_all(data).expect("removed");
+        let copied = std::process::Command::new("cp").arg("-a").arg(first.data()).arg(data).status();
+        assert!(copied.expect("cp").success(), "the data directory is copied");
+    };
+    let second = Server::start_after(product, &How::usual(), of_first);
+    let mut connection = second.with_plugin();
+    let backup = second.room().join("backup");
+    back_up(&mut connection, &backup).expect_err("it cannot be recovered from a copy");
+    let said = last(&mut connection).1.expect("a reason");
+    assert!(said.contains(&format!("{}/t/far.ibd is a tablespace outside", root.display())), "{said}");
+    assert!(!backup.exists(), "something was made");
 }

@@ -49,6 +49,31 @@ impl Product {
         self.name.starts_with("mariadb")
     }
 
+    /// Where this server was unpacked.
+    fn folder(&self) -> &Path {
+        Path::new(self.one("datadir")).ancestors().nth(2).expect("FOLDER/template/datadir")
+    }
+
+    /// Where its own plugins are.
+    pub fn plugins(&self) -> PathBuf {
+        self.folder().join("usr/lib/mysql/plugin")
+    }
+
+    /// A copy of it that everybody may read, which says of the homes of root that not everybody can.
+    pub fn copy_to(&self, folder: &Path) -> Product {
+        std::fs::create_dir(folder).expect("a directory");
+        let names =
+            std::fs::read_dir(self.folder()).expect("the folder").map(|entry| entry.expect("a name").path());
+        let parts = names.filter(|path| path.file_name() != Some("template".as_ref()));
+        let copied = Command::new("cp").arg("-a").args(parts).arg(folder).status();
+        assert!(copied.expect("cp").success(), "the server is copied");
+        let (from, to) = (self.folder().to_str().expect("UTF-8"), folder.to_str().expect("UTF-8"));
+        let moved =
+            |key: &str, value: &str| if key == "datadir" { value.into() } else { value.replace(from, to) };
+        let said = self.said.iter().map(|(key, value)| (key.clone(), moved(key, value)));
+        Product { name: self.name.clone(), said: said.collect() }
+    }
+
     fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         self.said.iter().filter(move |(k, _)| k == key).map(|(_, value)| &**value)
     }
@@ -78,6 +103,8 @@ fn library(name: &str) -> PathBuf {
 pub struct How {
     pub options: Vec<String>,
     pub without_library: bool,
+    /// As the user nobody.
+    pub unprivileged: bool,
 }
 
 impl How {
@@ -87,7 +114,7 @@ impl How {
     }
 
     pub fn with(options: &[&str]) -> How {
-        How { options: options.iter().map(|&option| option.to_owned()).collect(), without_library: false }
+        How { options: options.iter().map(|&option| option.to_owned()).collect(), ..How::default() }
     }
 
     pub fn and(mut self, option: impl Into<String>) -> How {
@@ -132,15 +159,28 @@ impl Server {
         let log = File::create(scratch.path().join("log")).expect("a log");
         let place = |option: &str, path: &Path| format!("--{option}={}", path.display());
         let mut command = Command::new(product.one("server"));
-        command.args(product.all("argument")).args(product.all("option"));
+        let mut options: Vec<_> = product.all("option").collect();
+        if how.unprivileged {
+            command = Command::new("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", product.one("server")]);
+            options.retain(|option| !option.starts_with("--user="));
+            std::os::unix::fs::chown(scratch.path(), Some(65534), Some(65534)).expect("given away");
+        }
+        command.args(product.all("argument")).args(options);
         command.envs(product.all("environment").filter_map(|pair| pair.split_once('=')));
         command.arg(place("datadir", &data));
         command.arg(place("socket", &scratch.path().join("socket")));
         command.arg(place("pid-file", &scratch.path().join("pid")));
         command.arg(place("plugin-dir", &plugins));
+        if how.unprivileged {
+            command.arg(place("tmpdir", scratch.path()));
+        }
         command.args(&how.options);
         if !how.without_library {
-            command.env("LD_PRELOAD", library("libHotBackup.so"));
+            // Its path may lie where not everybody may look.
+            let preloaded = scratch.path().join("libHotBackup.so");
+            std::fs::copy(library("libHotBackup.so"), &preloaded).expect("the library");
+            command.env("LD_PRELOAD", preloaded);
         }
         command.stdout(log.try_clone().expect("the log")).stderr(log).stdin(Stdio::null());
         let process = command.spawn().expect("the server starts");
@@ -189,15 +229,12 @@ impl Server {
         &self.data
     }
 
-    /// Room for backups and the like, beside the data directory.
-    pub fn room(&self) -> &Path {
-        self.scratch.path()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
+    /// Shuts it down; its data stays as long as this.
+    pub fn stop(&mut self) {
         let pid = libc::pid_t::try_from(self.process.id()).unwrap_or(0);
+        if self.process.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return;
+        }
         // SAFETY: sends a signal to a child that was not waited for.
         unsafe { libc::kill(pid, libc::SIGTERM) };
         let begun = Instant::now();
@@ -209,6 +246,17 @@ impl Drop for Server {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Room for backups and the like, beside the data directory.
+    pub fn room(&self) -> &Path {
+        self.scratch.path()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<_> = log.lines().rev().take(15).collect();
