@@ -22,6 +22,8 @@ pub(crate) struct Declaration {
     pub(crate) version_text: &'static CStr,
     pub(crate) init: extern "C" fn(*mut c_void) -> c_int,
     pub(crate) end: extern "C" fn(*mut c_void) -> c_int,
+    /// Anything but 0 keeps the plugin. Asked by MySQL 8 and later; other servers wait for statements that use its variables.
+    pub(crate) check_uninstall: extern "C" fn(*mut c_void) -> c_int,
     /// Address of an array of status variables that one of zeros ends.
     pub(crate) status: usize,
     /// Address of an array of pointers to system variables that NULL ends.
@@ -118,7 +120,7 @@ impl Symbols {
             declaration.init as *const () as usize,
         ];
         if has_check_uninstall(server) {
-            words.push(0);
+            words.push(declaration.check_uninstall as *const () as usize);
             self.layout.store(0x010b, Ordering::Relaxed);
         }
         let end = declaration.end as *const () as usize;
@@ -151,6 +153,7 @@ mod tests {
         version_text: c"0.7",
         init,
         end: init,
+        check_uninstall: init,
         status: 21,
         variables: 42,
     };
@@ -175,7 +178,8 @@ mod tests {
         assert!(old[11..].iter().all(|&word| word == 0));
         let (new, size, layout) = declared("9.7.0");
         assert_eq!(new[system_variables_at(Server::parse("9.7.0").expect("a version"))], 42);
-        assert_eq!((new[6], new[7], new[9], size, layout), (init as *const () as usize, 0, 7, 112, 0x010b));
+        let init = init as *const () as usize;
+        assert_eq!((new[6], new[7], new[9], size, layout), (init, init, 7, 112, 0x010b));
         let (maria, size, _) = declared("10.11.6-MariaDB-0+deb12u1");
         assert_eq!((maria[8], maria[12], size), (7, MATURITY_GAMMA, 104));
         assert_eq!(maria[11], SAMPLE.version_text.as_ptr() as usize);

@@ -104,6 +104,30 @@ pub(crate) fn is_killed(thd: Thd) -> bool {
     killed(thd) != 0
 }
 
+/// Whether what is set is set for one statement only: MariaDB's `SET STATEMENT ... FOR ...`, which sets it back afterwards.
+pub(crate) fn is_for_one_statement(thd: Thd) -> bool {
+    /// The number of the command SET.
+    const SET: c_int = 31;
+    #[repr(C)]
+    struct Text(*const c_char, usize);
+    if !matches!(Server::here(), Some(Server { family: Family::MariaDb, .. })) {
+        return false;
+    }
+    let (Some(command), Some(query)) = (symbol(&[c"thd_sql_command"]), symbol(&[c"thd_query_string"])) else {
+        return false;
+    };
+    // SAFETY: functions of these types in every MariaDB that has them; the session runs the statement that is asked about.
+    let (command, text) = unsafe {
+        let command: extern "C" fn(Thd) -> c_int = std::mem::transmute(command);
+        let query: extern "C" fn(Thd) -> *const Text = std::mem::transmute(query);
+        let text = query(thd).as_ref().filter(|text| !text.0.is_null());
+        (command(thd), text.map_or(&[][..], |text| std::slice::from_raw_parts(text.0.cast::<u8>(), text.1)))
+    };
+    // Were SET another number in some other MariaDB, ordinary statements have to go on working there.
+    let word = b"STATEMENT";
+    command != SET && text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
+}
+
 /// Whether the session may back the server up: with SUPER, or what the server has for this, which is BACKUP_ADMIN in MySQL 8
 /// and later, and in MariaDB what it asks for its own BACKUP statements, RELOAD. If not, the server's own access error has
 /// been raised.

@@ -56,7 +56,12 @@ extern "C" fn init(_plugin: *mut c_void) -> c_int {
     }
 }
 
-/// Called by the server when the plugin is uninstalled. The server waits for statements that use its variables.
+/// Called by MySQL 8 and later before the plugin is uninstalled: anything but 0 refuses. They would not wait for a backup.
+extern "C" fn check_uninstall(_plugin: *mut c_void) -> c_int {
+    c_int::from(status::is_running())
+}
+
+/// Called by the server when the plugin is uninstalled. Other servers wait for statements that use its variables.
 extern "C" fn end(_plugin: *mut c_void) -> c_int {
     lock::settle();
     0
@@ -72,6 +77,7 @@ extern "C" fn declare() {
         version_text: VERSION,
         init,
         end,
+        check_uninstall,
         status: status::declare(),
         variables: variables::declare(VERSION),
     };

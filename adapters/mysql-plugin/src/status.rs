@@ -62,6 +62,11 @@ pub(crate) fn ended(outcome: &Result<u64, Failure>) {
     }
 }
 
+/// Whether a backup runs.
+pub(crate) fn is_running() -> bool {
+    history().as_ref().is_some_and(|history| history.running)
+}
+
 /// The time in UTC, as SQL writes it.
 pub(crate) fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

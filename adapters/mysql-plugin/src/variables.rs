@@ -243,6 +243,11 @@ extern "C" fn check_dir(thd: Thd, _: *const Variable, save: *mut c_void, value: 
         let directory = unsafe { Value::text(value) };
         let outcome = match &directory {
             None => Err(Failure::new(libc::EINVAL, "no directory is named")),
+            // Setting it back would make another backup, to where the last one went.
+            Some(_) if host::is_for_one_statement(thd) => Err(Failure::new(
+                libc::EINVAL,
+                "it cannot be set for one statement: use SET tokudb_backup_dir",
+            )),
             Some(directory) => run::backup(thd, directory, &Wishes::of(thd)),
         };
         remember(thd, outcome.as_ref().err());

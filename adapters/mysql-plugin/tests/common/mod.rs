@@ -103,6 +103,8 @@ fn library(name: &str) -> PathBuf {
 pub struct How {
     pub options: Vec<String>,
     pub without_library: bool,
+    /// Once more, from another file.
+    pub library_twice: bool,
     /// As the user nobody.
     pub unprivileged: bool,
 }
@@ -180,7 +182,14 @@ impl Server {
             // Its path may lie where not everybody may look.
             let preloaded = scratch.path().join("libHotBackup.so");
             std::fs::copy(library("libHotBackup.so"), &preloaded).expect("the library");
-            command.env("LD_PRELOAD", preloaded);
+            let mut preload = preloaded.clone().into_os_string();
+            if how.library_twice {
+                let again = scratch.path().join("libHotBackup-again.so");
+                std::fs::copy(&preloaded, &again).expect("the library");
+                preload.push(":");
+                preload.push(again);
+            }
+            command.env("LD_PRELOAD", preload);
         }
         command.stdout(log.try_clone().expect("the log")).stderr(log).stdin(Stdio::null());
         let process = command.spawn().expect("the server starts");
