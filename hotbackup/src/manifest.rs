@@ -75,6 +75,8 @@ pub(crate) struct Header {
     pub(crate) freeze: Duration,
     /// Every source with its destination.
     pub(crate) trees: Vec<(PathBuf, PathBuf)>,
+    /// The directory that the manifest lies in, if that is none of the destinations.
+    pub(crate) beside: Option<PathBuf>,
 }
 
 /// One entry of a tree.
@@ -198,6 +200,9 @@ struct TreeLine<'a> {
     source: Name<'a>,
     #[serde(borrow)]
     destination: Name<'a>,
+    /// The destination as seen from the manifest's directory, if it lies below that.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    below: Option<Name<'a>>,
 }
 
 /// The line of an entry, but for the checksums of its blocks, which come last.

@@ -168,8 +168,12 @@ impl Engine<'_> {
         xattrs: &XattrDigests,
     ) -> io::Result<()> {
         let trees = self.pairs.iter().map(|pair| (pair.source.clone(), pair.destination.path.clone()));
-        let header =
-            Header { started: self.begun, cut: cut.instant, freeze: cut.freeze, trees: trees.collect() };
+        let beside = match &self.plan.manifest {
+            ManifestPlace::File(path) => path.parent().map(Path::to_owned),
+            _ => None,
+        };
+        let (started, cut, freeze) = (self.begun, cut.instant, cut.freeze);
+        let header = Header { started, cut, freeze, trees: trees.collect(), beside };
         let mut manifest = ManifestWriter::begin(out, &header)?;
         let links = self.count_links(directories);
         for &id in directories {

@@ -23,6 +23,9 @@ use crate::manifest::{
 mod beneath;
 mod contents;
 
+/// Ends the name of a destination for as long as a program has something to add to the backup.
+const INCOMPLETE_ENDING: &str = ".incomplete";
+
 /// One way in which a backup is not what its manifest says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -64,7 +67,9 @@ impl Verification {
 
 /// Compares the backup in `dir` with the manifest at its root: what entries there are, their types, sizes, modes,
 /// owners, modification times, extended attributes, ACLs, link targets, hard links, and their contents. The further
-/// destinations of a backup with several are looked for where they were made; see [`verify_with`].
+/// destinations of a backup with several are looked for where they were made; see [`verify_with`]. If all destinations lay
+/// below the manifest's directory, they are looked for below `dir`, also by a name without the ending `.incomplete` that
+/// a program may give them until its own part of the backup is done; while one still has it, `dir` is no backup.
 ///
 /// # Errors
 /// [`Error::NotABackup`] if `dir` has no manifest or is marked as incomplete, [`Error::Manifest`] if the manifest was
@@ -84,6 +89,10 @@ pub fn verify(dir: impl AsRef<Path>) -> Result<Verification> {
             }
             e => e,
         })?;
+        if let Some(below) = &manifest.below {
+            let dirs = below.iter().map(|below| find_below(&dir, below)).collect::<Result<_>>()?;
+            return compare(manifest, dirs);
+        }
         let mut dirs = manifest.destinations.clone();
         match dirs.first_mut() {
             Some(first) => first.clone_from(&dir),
@@ -107,7 +116,7 @@ pub fn verify_with<D: AsRef<Path>>(
     on_own_thread(move || {
         let manifest = Manifest::open(&path)?;
         if dirs.is_empty() {
-            dirs.clone_from(&manifest.destinations);
+            dirs = manifest.destinations.iter().map(|made| renamed(made).unwrap_or(made.clone())).collect();
         }
         let (given, wanted) = (dirs.len(), manifest.destinations.len());
         if given != wanted {
@@ -127,6 +136,28 @@ fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 's
     });
     let thread = thread.map_err(|e| Error::io(Op::StartThread, "the verification", e))?;
     thread.join().unwrap_or_else(|_| Err(Error::Defect("the verification panicked".into())))
+}
+
+/// The directory without the ending that says that it is not complete, if it has that and lies there no longer.
+fn renamed(made: &Path) -> Option<PathBuf> {
+    let name = made.as_os_str().as_bytes().strip_suffix(INCOMPLETE_ENDING.as_bytes())?;
+    (!made.exists()).then(|| OsStr::from_bytes(name).into())
+}
+
+/// Finds a destination below the directory of its manifest.
+fn find_below(dir: &Path, below: &Path) -> Result<PathBuf> {
+    let not_a_backup = |reason: String| Error::NotABackup { path: dir.to_owned(), reason };
+    if below.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+        return Err(not_a_backup(format!("its manifest leads to {}", below.display())));
+    }
+    let made = dir.join(below);
+    match renamed(&made) {
+        Some(renamed) => Ok(renamed),
+        None if below.as_os_str().as_bytes().ends_with(INCOMPLETE_ENDING.as_bytes()) => {
+            Err(not_a_backup(format!("the name {} says that it is not complete", below.display())))
+        }
+        None => Ok(made),
+    }
 }
 
 /// A directory with the mark of an incomplete backup is not a backup, whatever else it holds.

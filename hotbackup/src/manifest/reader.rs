@@ -24,6 +24,8 @@ pub(crate) struct Manifest {
     pub(crate) identity: (u32, u32, u64),
     /// The destinations as they were called when the backup was made.
     pub(crate) destinations: Vec<PathBuf>,
+    /// The same as seen from the manifest's directory, if all lie below that.
+    pub(crate) below: Option<Vec<PathBuf>>,
     /// The instant that the backup shows, in UTC, RFC 3339.
     pub(crate) cut: String,
     entries: u64,
@@ -75,6 +77,7 @@ impl Manifest {
             line: String::new(),
             identity: identity(&found),
             destinations: Vec::new(),
+            below: None,
             cut: String::new(),
             entries: 0,
         };
@@ -114,9 +117,10 @@ impl Manifest {
             return Err(self.unusable(format!("its blocks have {} bytes", header.block_bytes)));
         }
         let destinations: Option<Vec<_>> = header.trees.iter().map(|tree| tree.destination.path()).collect();
+        let below = header.trees.iter().map(|tree| tree.below.as_ref()?.path()).collect();
         let (destinations, cut) = (destinations, header.cut.into_owned());
         self.destinations = destinations.ok_or_else(|| self.unusable("a destination has no name"))?;
-        self.cut = cut;
+        (self.below, self.cut) = (below, cut);
         Ok(())
     }
 

@@ -25,6 +25,7 @@ fn header() -> Header {
         cut: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789),
         freeze: Duration::from_micros(1500),
         trees: vec![("/a \"b\"".into(), "/c".into()), (OsStr::from_bytes(b"/\xff").into(), "/d".into())],
+        beside: None,
     }
 }
 

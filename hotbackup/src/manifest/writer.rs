@@ -1,7 +1,7 @@
 //! Writes a manifest entry by entry.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::FileType;
@@ -34,7 +34,7 @@ impl<W: Write> ManifestWriter<W> {
             cut: time(header.cut),
             freeze_ns: u64::try_from(header.freeze.as_nanos()).unwrap_or(u64::MAX),
             block_bytes: BLOCK_BYTES as u64,
-            trees: header.trees.iter().map(tree_line).collect(),
+            trees: header.trees.iter().map(|tree| tree_line(tree, header.beside.as_deref())).collect(),
         };
         let mut writer = ManifestWriter {
             out,
@@ -129,8 +129,10 @@ impl<W: Write> ManifestWriter<W> {
     }
 }
 
-fn tree_line((source, destination): &(PathBuf, PathBuf)) -> TreeLine<'_> {
-    TreeLine { source: Name::of(source), destination: Name::of(destination) }
+fn tree_line<'a>((source, destination): &'a (PathBuf, PathBuf), beside: Option<&Path>) -> TreeLine<'a> {
+    let below = beside.and_then(|beside| destination.strip_prefix(beside).ok());
+    let below = below.filter(|below| !below.as_os_str().is_empty()).map(Name::of);
+    TreeLine { source: Name::of(source), destination: Name::of(destination), below }
 }
 
 fn line_of<'a>(entry: &Entry<'a>) -> EntryLine<'a> {

@@ -46,6 +46,7 @@ impl Sample {
             cut: SystemTime::now(),
             freeze: Duration::ZERO,
             trees: vec![("/source".into(), self.0.path().into())],
+            beside: None,
         };
         let root = self.0.path();
         let times = root.metadata().expect("metadata");
@@ -340,4 +341,37 @@ fn random_damage_is_found_where_it_is() {
         );
         overwrite(&sample.path(name), at, byte[0]);
     }
+}
+
+/// Destinations below the manifest's directory, which are renamed when a program has done its part, and then moved together.
+#[test]
+fn destinations_below_their_manifest_are_found() {
+    let sample = Sample::new();
+    let outside = tempfile::tempdir().expect("a directory");
+    let (made, moved) = (outside.path().join("made"), outside.path().join("moved"));
+    fs::create_dir(&made).expect("a directory");
+    let header = Header {
+        started: SystemTime::now(),
+        cut: SystemTime::now(),
+        freeze: Duration::ZERO,
+        trees: vec![("/source".into(), made.join("data.incomplete"))],
+        beside: Some(made.clone()),
+    };
+    fs::remove_file(sample.path(MANIFEST_NAME)).expect("removed");
+    let out = fs::File::create(made.join(MANIFEST_NAME)).expect("created");
+    let mut writer = ManifestWriter::begin(out, &header).expect("begun");
+    sample.add(&mut writer, &mut HashMap::new(), Path::new(""));
+    writer.finish(&[]).expect("finished");
+    fs::rename(sample.0.path(), made.join("data.incomplete")).expect("renamed");
+    let why = verify(&made).expect_err("incomplete").to_string();
+    assert!(why.contains("data.incomplete says that it is not complete"), "{why}");
+    fs::rename(made.join("data.incomplete"), made.join("data")).expect("renamed");
+    let found = verify(&made).expect("verified");
+    assert_eq!((found.is_ok(), found.files), (true, 4), "{:?}", found.differences);
+    let nowhere: [&Path; 0] = [];
+    assert!(verify_with(made.join(MANIFEST_NAME), nowhere).expect("verified").is_ok());
+    fs::rename(&made, &moved).expect("renamed");
+    assert!(verify(&moved).expect("verified").is_ok());
+    fs::write(moved.join("data/large"), "short").expect("written");
+    assert!(!verify(&moved).expect("verified").is_ok());
 }
