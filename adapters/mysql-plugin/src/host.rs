@@ -67,6 +67,24 @@ pub(crate) fn text_at(name: &CStr) -> Option<Vec<u8>> {
     }
 }
 
+/// The same, if it is not empty.
+fn setting(name: &CStr) -> Option<Vec<u8>> {
+    text_at(name).filter(|text| !text.is_empty())
+}
+
+/// The low 32 bits of a number that the server exports.
+fn number_at(name: &CStr) -> Option<u32> {
+    // SAFETY: the variables asked for are numbers of at least 32 bits, which the server may change, in every server that has
+    // them.
+    symbol(&[name]).map(|at| unsafe { at.cast::<u32>().read_volatile() })
+}
+
+/// A switch that the server exports.
+fn is_on(name: &CStr) -> bool {
+    // SAFETY: the variables asked for are of one byte in every server that has them.
+    symbol(&[name]).is_some_and(|at| unsafe { at.cast::<u8>().read_volatile() } != 0)
+}
+
 /// Writes to the server's error log, which is its stderr.
 pub(crate) fn log(text: &str) {
     let line = format!("Plugin tokudb_backup: {text}\n");
@@ -195,6 +213,49 @@ pub(crate) fn binary_log() -> Option<Vec<u8>> {
 /// The same for relay logs.
 pub(crate) fn relay_log() -> Option<Vec<u8>> {
     text_at(c"relay_log_basename").or_else(|| text_at(c"opt_relay_logname"))
+}
+
+/// Whether there is a binary log.
+pub(crate) fn has_binary_log() -> bool {
+    is_on(c"opt_bin_log")
+}
+
+/// Whether what a replica executes is in its binary log too.
+pub(crate) fn logs_what_it_replicates() -> bool {
+    is_on(c"opt_log_replica_updates") || is_on(c"opt_log_slave_updates")
+}
+
+/// The file that lists the binary logs.
+pub(crate) fn binary_log_index() -> Option<Vec<u8>> {
+    setting(c"log_bin_index")
+}
+
+/// The file that lists the relay logs.
+pub(crate) fn relay_log_index() -> Option<Vec<u8>> {
+    setting(c"relay_log_index")
+}
+
+/// The files in which a replica keeps whom it follows and how far it has come, where it keeps that in files.
+pub(crate) fn replication_files() -> Option<[Vec<u8>; 2]> {
+    Some([setting(c"master_info_file")?, setting(c"relay_log_info_file")?])
+}
+
+pub(crate) fn server_id() -> Option<u32> {
+    number_at(c"server_id")
+}
+
+pub(crate) fn lower_case_table_names() -> Option<u32> {
+    number_at(c"lower_case_table_names")
+}
+
+/// What the variable gtid_mode says, where there is one.
+pub(crate) fn gtid_mode(server: Server) -> Option<&'static str> {
+    let names = match server.version {
+        ..50_700 => ["OFF", "UPGRADE_STEP_1", "UPGRADE_STEP_2", "ON"],
+        _ => ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"],
+    };
+    let number = number_at(c"gtid_mode").or_else(|| number_at(c"_ZN9Gtid_mode11sysvar_modeE"))?;
+    names.get(usize::try_from(number).ok()?).copied().filter(|_| server.family == Family::MySql)
 }
 
 #[cfg(test)]

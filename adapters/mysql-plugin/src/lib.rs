@@ -6,9 +6,12 @@
 //! A server reads the declarations by name right after it has loaded the library; what they must hold depends on the
 //! server. So they are filled by a constructor, which runs before that. `abi` and `variable` are structures of the servers,
 //! `host` and `services` what we call of theirs, `sql` sessions of our own in them, `library` the engine; `variables` and
-//! `status` are what SQL sees; `run` makes a backup of what `sources` finds, while `lock` holds the server's lock.
+//! `status` are what SQL sees; `run` makes a backup of what `sources` finds, while `lock` holds the server's lock. What lies
+//! beside the copies says `copies`, `positions` (by `binlog`) and `restore`.
 
 mod abi;
+mod binlog;
+mod copies;
 #[allow(dead_code, missing_docs, reason = "the library's own types, of which a part is used here")]
 #[path = "../../../hotbackup-capi/src/declarations.rs"]
 mod declarations;
@@ -18,7 +21,9 @@ mod library;
 mod links;
 mod lock;
 mod plugins;
+mod positions;
 mod regex;
+mod restore;
 mod run;
 mod services;
 mod sources;

@@ -18,6 +18,11 @@ pub(crate) fn text(server: Server, plugin: &CStr, variable: &CStr) -> Option<Vec
     ask(server, plugin, variable, |variable| variable.text())
 }
 
+/// The number in the global variable `variable` of the plugin `plugin`.
+pub(crate) fn number(server: Server, plugin: &CStr, variable: &CStr) -> Option<u64> {
+    ask(server, plugin, variable, |variable| variable.number())
+}
+
 fn ask<T>(
     server: Server,
     plugin: &CStr,

@@ -2,16 +2,20 @@
 
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_void};
 use std::fs::{self, DirBuilder, Permissions};
+use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::copies::{self, Copies};
 use crate::declarations::{HOTBACKUP_MANIFEST_IN_FILE, Pair, Phase, Progress, Report};
 use crate::host::{self, Server};
 use crate::keys;
 use crate::library::{Failure, Library};
 use crate::lock::Locking;
+use crate::positions::{self, BINLOG_INFO, SLAVE_INFO};
 use crate::regex::Regex;
+use crate::restore::{self, RESTORE};
 use crate::sources::{Source, Sources};
 use crate::status;
 use crate::variable::Thd;
@@ -34,8 +38,10 @@ pub(crate) fn backup(thd: Thd, directory: &[u8], wishes: &Wishes) -> Result<(), 
         let is_excluded = |path: &Path| exclude.as_ref().is_some_and(|exclude| exclude.is_in(&c_path(path)));
         let sources = Sources::of(server, &is_excluded)?;
         let destination = Destination::claim(directory, wishes, &sources.list)?;
-        let outcome = run(thd, library, &sources, &destination, wishes, exclude.as_ref());
-        let outcome = outcome.and_then(|report| destination.check(&sources, &is_excluded).map(|()| report));
+        let outcome = run(thd, library, &sources, &destination, wishes, exclude.as_ref()).and_then(|report| {
+            sources.check(&destination.parts, &is_excluded)?;
+            complete(server, Copies { sources: &sources.list, directory: &destination.path }).map(|()| report)
+        });
         match &outcome {
             Ok(_) => keys::warnings(server, &sources)
                 .iter()
@@ -71,7 +77,7 @@ struct Destination {
     parts: Vec<PathBuf>,
 }
 
-fn failed<'a>(what: &'a str, path: &'a Path) -> impl Fn(std::io::Error) -> Failure + 'a {
+pub(crate) fn failed<'a>(what: &'a str, path: &'a Path) -> impl Fn(std::io::Error) -> Failure + 'a {
     move |e| {
         Failure::new(e.raw_os_error().unwrap_or(libc::EIO), format!("cannot {what} {}: {e}", path.display()))
     }
@@ -116,28 +122,11 @@ impl Destination {
         let private = Permissions::from_mode(0o700);
         fs::set_permissions(&self.path, private).map_err(failed("set the mode of", &self.path))?;
         for source in sources {
-            let part = self.path.join(&source.name);
+            let part = Copies::part(&self.path, source);
             DirBuilder::new().mode(0o700).create(&part).map_err(failed("make the directory", &part))?;
             self.parts.push(part);
         }
         Ok(())
-    }
-
-    /// Takes back the word that the backup is complete if it lacks something that it leads to.
-    fn check(&self, sources: &Sources, is_excluded: &dyn Fn(&Path) -> bool) -> Result<(), Failure> {
-        sources.check(&self.parts, is_excluded).inspect_err(|_| {
-            let text = format!(
-                "This backup lacks something. Remove it.\n\nbegun: {}\n",
-                status::utc(std::time::SystemTime::now())
-            );
-            for part in &self.parts {
-                let mark = part.join(INCOMPLETE);
-                let made = DirBuilder::new().mode(0o700).create(&mark);
-                drop(made.and_then(|()| fs::write(mark.join("README.txt"), &text)));
-            }
-            // Without the list of what is in it, it is none either.
-            let _ = fs::remove_file(self.path.join(MANIFEST));
-        })
     }
 
     /// Leaves nothing behind of a backup that copied nothing. What was copied stays, marked as incomplete.
@@ -186,13 +175,11 @@ fn check_empty(path: &Path) -> Result<(), Failure> {
     for entry in fs::read_dir(path).map_err(failed("read", path))?.flatten() {
         is_empty = false;
         let mark = entry.path().join(INCOMPLETE);
-        if mark.is_dir() {
-            let text = fs::read_to_string(mark.join("README.txt")).unwrap_or_default();
-            let begun =
-                text.lines().find_map(|line| line.strip_prefix("begun: ")).unwrap_or("an unknown time");
+        if mark.is_dir() || entry.file_name().as_bytes().ends_with(copies::SUFFIX.as_bytes()) {
+            let begun = begun(path, &mark).unwrap_or_else(|| "at an unknown time".into());
+            let place = copies::quoted(&path.to_string_lossy());
             let text = format!(
-                "{} holds a backup, begun {begun}, that did not complete; remove it with: rm -rf '{}'",
-                path.display(),
+                "{} holds a backup, begun {begun}, that did not complete; remove it with: rm -rf {place}",
                 path.display()
             );
             return Err(Failure::new(libc::EINVAL, text));
@@ -203,6 +190,43 @@ fn check_empty(path: &Path) -> Result<(), Failure> {
         return Err(Failure::new(libc::EINVAL, text));
     }
     Ok(())
+}
+
+/// When a backup began that did not complete: as the engine's mark says, or its manifest, which comes before the mark goes.
+fn begun(path: &Path, mark: &Path) -> Option<String> {
+    if let Ok(text) = fs::read_to_string(mark.join("README.txt")) {
+        return text.lines().find_map(|line| line.strip_prefix("begun: ")).map(str::to_owned);
+    }
+    let mut head = Vec::new();
+    fs::File::open(path.join(MANIFEST)).ok()?.take(4096).read_to_end(&mut head).ok()?;
+    let head = String::from_utf8_lossy(&head);
+    let (_, rest) = head.split_once("\"started\":\"")?;
+    rest.split_once('"').map(|(time, _)| time.to_owned())
+}
+
+/// Writes down beside the copies what they hold and how they are used, and gives them their names.
+fn complete(server: Server, copies: Copies<'_>) -> Result<(), Failure> {
+    let position = host::has_binary_log().then(|| positions::of_binary_log(copies));
+    if let Some(position) = &position {
+        if let Err(reason) = position {
+            host::log(&format!("warning: the backup has no position in the binary log: {reason}"));
+        }
+        copies.write(BINLOG_INFO, positions::binlog_info(position, server).as_bytes())?;
+    }
+    let gtids = position.as_ref().and_then(|position| position.as_ref().ok()).map(|position| &position.gtids);
+    let replica = positions::slave_info(copies, server, gtids);
+    if let Some(text) = &replica {
+        copies.write(SLAVE_INFO, text.as_bytes())?;
+    }
+    let restore = restore::describe(copies, server, position.as_ref(), replica.is_some());
+    if restore.leads > 0 {
+        let (leads, place) = (restore.leads, copies.directory.display());
+        host::log(&format!(
+            "warning: {leads} paths in the backup lead to this server: see {place}/{RESTORE}"
+        ));
+    }
+    copies.write(RESTORE, restore.text.as_bytes())?;
+    copies.publish()
 }
 
 /// What the callbacks work with.
@@ -341,4 +365,29 @@ fn describe(progress: &Progress, file: Option<&str>) -> String {
 
 fn done(fraction: f32) -> String {
     format!("tokudb backup about {:.0}% done", f64::from(fraction * 100.0).floor())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between the engine's end and the last rename only the names tell, and after a kill before its beginning too.
+    #[test]
+    fn what_a_failed_run_left_is_refused_with_its_date() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| scratch.path().join(name);
+        check_empty(scratch.path()).expect("it is empty");
+        fs::create_dir(at("mysql_data_dir.incomplete")).expect("a directory");
+        let refused = || check_empty(scratch.path()).expect_err("it is not complete").text;
+        let command = format!("remove it with: rm -rf '{}'", scratch.path().display());
+        assert!(refused().contains("begun at an unknown time"), "{}", refused());
+        fs::write(at(MANIFEST), "{\"hotbackup_manifest\":1,\"started\":\"2026-11-25T16:00:00Z\",")
+            .expect("written");
+        assert!(refused().contains("begun 2026-11-25T16:00:00Z, that did not complete"), "{}", refused());
+        let mark = at("mysql_data_dir.incomplete").join(INCOMPLETE);
+        fs::create_dir(&mark).expect("a directory");
+        fs::write(mark.join("README.txt"), "x\nbegun: yesterday\n").expect("written");
+        assert!(refused().contains("begun yesterday, that"), "{}", refused());
+        assert!(refused().ends_with(&command), "{}", refused());
+    }
 }

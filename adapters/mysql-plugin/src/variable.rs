@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TEXT: usize = 5;
+const INT: usize = 2;
 const LONG: usize = 3;
 const LONGLONG: usize = 4;
 const BOOL: usize = 1;
@@ -251,6 +252,19 @@ impl Foreign<'_> {
         unsafe {
             let text = *(self.words[5] as *const *const c_char);
             (!text.is_null()).then(|| CStr::from_ptr(text).to_bytes().to_vec())
+        }
+    }
+
+    /// Its number, if it is one.
+    pub(crate) fn number(&self) -> Option<u64> {
+        // SAFETY: a global number's sixth word points to it, and its type says how long it is.
+        unsafe {
+            match self.words[0] & 0x7f {
+                _ if self.words[5] == 0 => None,
+                INT => Some(u64::from(*(self.words[5] as *const u32))),
+                LONG | LONGLONG => Some(*(self.words[5] as *const u64)),
+                _ => None,
+            }
         }
     }
 }
