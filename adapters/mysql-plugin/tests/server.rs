@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use common::beside;
 use common::load::{self, Tally};
 use common::{How, Product, Server, failure, last, status};
 use mysql::Conn;
@@ -60,6 +61,11 @@ fn under_load(product: &Product, how: &How) {
         let mode = std::fs::metadata(&directory).expect("the backup").permissions().mode();
         assert_eq!(mode & 0o7777, 0o700, "the backup is open to others");
         let copy = Server::start_on_copy(product, how, &directory.join("mysql_data_dir"));
+        beside::check_position(
+            product,
+            &copy,
+            &beside::assignments(&directory.join("tokubackup_binlog_info")),
+        );
         load::check(product, &mut copy.connect(), least, most);
     }
 }
@@ -148,6 +154,15 @@ fn variables_are_as_documented() {
     let statement =
         if product.name == "mysql97" { "STOP REPLICA SQL_THREAD" } else { "STOP SLAVE SQL_THREAD" };
     assert!(text.contains(statement), "{text}");
+    // While it is there: a server without a binary log has no position.
+    let directory = server.room().join("backup");
+    back_up(&mut connection, &directory).expect("a backup");
+    beside::verify(&directory);
+    for name in ["tokubackup_binlog_info", "tokubackup_slave_info"] {
+        assert!(!directory.join(name).exists(), "there is {name}");
+    }
+    let text = std::fs::read_to_string(directory.join("tokubackup_restore.txt")).expect("it is text");
+    assert!(text.lines().any(|line| line == "--skip-log-bin"), "{text}");
 }
 
 #[test]

@@ -41,9 +41,30 @@ pub fn furnish(connection: &mut Conn) {
 
 /// Starts clients that go on until they are told to stop.
 pub fn start<'scope>(scope: &'scope Scope<'scope, '_>, server: &'scope Server, tally: &'scope Tally) {
-    let clients: [fn(&mut Conn, &Tally); 7] =
-        [transfer, transfer, transfer, append, rewrite, write_without_transactions, define];
-    for client in clients {
+    run(
+        scope,
+        server,
+        tally,
+        &[transfer, transfer, transfer, append, rewrite, write_without_transactions, define],
+    );
+}
+
+/// The same, with transactions only, and a new binary log every now and then.
+pub fn start_transactions<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    server: &'scope Server,
+    tally: &'scope Tally,
+) {
+    run(scope, server, tally, &[transfer, transfer, transfer, append, rewrite, rotate]);
+}
+
+fn run<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    server: &'scope Server,
+    tally: &'scope Tally,
+    clients: &[fn(&mut Conn, &Tally)],
+) {
+    for &client in clients {
         scope.spawn(move || {
             let mut connection = server.connect();
             client(&mut connection, tally);
@@ -108,6 +129,14 @@ fn write_without_transactions(connection: &mut Conn, tally: &Tally) {
             connection.query_drop(statement).expect("inserted");
         }
         std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+fn rotate(connection: &mut Conn, tally: &Tally) {
+    while going(tally) {
+        connection.query_drop("FLUSH BINARY LOGS").expect("rotated");
+        tally.definitions.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(std::time::Duration::from_millis(30));
     }
 }
 

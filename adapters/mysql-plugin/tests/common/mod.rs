@@ -1,6 +1,7 @@
 //! What the tests on real servers share: servers of their own, started on a copy of a fresh data directory.
 #![allow(dead_code, reason = "every test program compiles this module and uses a part of it")]
 
+pub mod beside;
 pub mod load;
 
 use std::fs::File;
@@ -154,6 +155,24 @@ impl Server {
         Server::on(product, &How { without_library: true, ..how.clone() }, scratch, data.to_owned())
     }
 
+    /// The same with the library, so that the copy can be backed up in turn.
+    pub fn start_on(product: &Product, how: &How, data: &Path) -> Server {
+        let scratch = tempfile::Builder::new().prefix("hotbackup-server-").tempdir().expect("a directory");
+        Server::on(product, how, scratch, data.to_owned())
+    }
+
+    /// Ends the server as a power failure of its machine would, but for what the kernel holds.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("killed");
+        self.process.wait().expect("it was our child");
+    }
+
+    /// What the server has open: where the links in its `/proc/PID/fd` lead.
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("its descriptors");
+        entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+    }
+
     fn on(product: &Product, how: &How, scratch: tempfile::TempDir, data: PathBuf) -> Server {
         let plugins = scratch.path().join("plugins");
         std::fs::create_dir(&plugins).expect("a directory");
@@ -241,11 +260,10 @@ impl Server {
     /// Shuts it down; its data stays as long as this.
     pub fn stop(&mut self) {
         let pid = libc::pid_t::try_from(self.process.id()).unwrap_or(0);
-        if self.process.try_wait().is_ok_and(|ended| ended.is_some()) {
-            return;
+        if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // SAFETY: sends a signal to a child that was not waited for.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
         }
-        // SAFETY: sends a signal to a child that was not waited for.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
         let begun = Instant::now();
         while self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
             if begun.elapsed() > Duration::from_secs(30) {
