@@ -104,7 +104,7 @@ mod tests {
             fs::create_dir(directory).expect("a directory");
         }
         std::os::unix::fs::symlink(&logs, data.join("link")).expect("a link");
-        let source = |name: &str, path: &Path| Source { name: name.into(), path: path.into() };
+        let source = |name: &str, path: &Path| Source::whole(name, path);
         let sources = [source("mysql_data_dir", &data), source("mysql_log_bin", &logs)];
         for source in &sources {
             fs::create_dir(Copies::part(&backup, source)).expect("a directory");

@@ -245,7 +245,7 @@ mod tests {
     fn channels_are_read_without_their_passwords() {
         let scratch = tempfile::tempdir().expect("a directory");
         let root = scratch.path().canonicalize().expect("resolved");
-        let sources = [Source { name: "mysql_data_dir".into(), path: root.join("data") }];
+        let sources = [Source::whole("mysql_data_dir", root.join("data"))];
         let copies = Copies { sources: &sources, directory: &root };
         let copy = root.join("mysql_data_dir.incomplete");
         fs::create_dir_all(&copy).expect("a directory");
@@ -281,7 +281,7 @@ mod tests {
     fn the_last_log_that_has_begun_counts() {
         let scratch = tempfile::tempdir().expect("a directory");
         let root = scratch.path().canonicalize().expect("resolved");
-        let sources = [Source { name: "mysql_data_dir".into(), path: root.join("data") }];
+        let sources = [Source::whole("mysql_data_dir", root.join("data"))];
         let copies = Copies { sources: &sources, directory: &root };
         let copy = root.join("mysql_data_dir.incomplete");
         fs::create_dir_all(&copy).expect("a directory");

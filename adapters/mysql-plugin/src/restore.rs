@@ -23,6 +23,8 @@ struct Lead {
     text: String,
     /// The shell's command that corrects it, if there is one.
     command: Option<String>,
+    /// It leads to a tablespace.
+    is_tablespace: bool,
 }
 
 /// What [`RESTORE`] says.
@@ -58,6 +60,11 @@ pub(crate) fn describe(
         if let Some(command) = &lead.command {
             let _ = writeln!(text, "$ {command}");
         }
+    }
+    if server.family == Family::MariaDb && leads.iter().any(|lead| lead.is_tablespace) {
+        text += "\nMariaDB's redo log names the tables that .isl files lead to as well, and recovery opens them where they were: the live ones,\n\
+                 if they are there. Put their copies back to where they were, on a machine without the live ones, and start and stop the\n\
+                 server once; then they can be moved and the .isl files corrected.\n";
     }
     text += "\n2. Options of the server\n\n";
     for option in options(copies, server, is_replica) {
@@ -226,7 +233,8 @@ fn add_link(copies: Copies<'_>, live: &Path, leads: &mut Vec<Lead>) {
     let command = copies
         .published(&target)
         .map(|new| format!("ln -sfn {} {}", quoted(&shown(&new)), quoted(&shown(&published))));
-    leads.push(Lead { text: format!("{} is a link to {}.", published.display(), target.display()), command });
+    let text = format!("{} is a link to {}.", published.display(), target.display());
+    leads.push(Lead { text, command, is_tablespace: false });
 }
 
 /// A file of which each line may be a path, or begin with one: the directories in it are replaced.
@@ -244,7 +252,9 @@ fn add_text(copies: Copies<'_>, live: &Path, leads: &mut Vec<Lead>) {
             format!("sed -i {} {}", quoted(&script), quoted(&shown(&published)))
         });
         let found = if command.is_some() { "" } else { ", which is not in this backup" };
-        leads.push(Lead { text: format!("{} names files in {old}{found}.", published.display()), command });
+        let text = format!("{} names files in {old}{found}.", published.display());
+        let is_tablespace = live.extension().is_some_and(|extension| extension == "isl");
+        leads.push(Lead { text, command, is_tablespace });
     }
 }
 
@@ -258,7 +268,7 @@ fn add_persisted(copies: Copies<'_>, live: &Path, leads: &mut Vec<Lead>) {
             published.display(),
             source.path.display()
         );
-        leads.push(Lead { text, command: None });
+        leads.push(Lead { text, command: None, is_tablespace: false });
     }
 }
 
@@ -293,7 +303,7 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a directory");
         let root = scratch.path().canonicalize().expect("resolved").join("it's a.b,c&d$");
         let (data, logs) = (root.join("data"), root.join("lo[gs"));
-        let source = |name: &str, path: &Path| Source { name: name.into(), path: path.into() };
+        let source = |name: &str, path: &Path| Source::whole(name, path);
         let sources = [source("mysql_data_dir", &data), source("mysql_log_bin", &logs)];
         let backup = root.join("backup");
         let copies = Copies { sources: &sources, directory: &backup };

@@ -38,10 +38,12 @@ pub(crate) fn backup(thd: Thd, directory: &[u8], wishes: &Wishes) -> Result<(), 
         let is_excluded = |path: &Path| exclude.as_ref().is_some_and(|exclude| exclude.is_in(&c_path(path)));
         let sources = Sources::of(server, &is_excluded)?;
         let destination = Destination::claim(directory, wishes, &sources.list)?;
-        let outcome = run(thd, library, &sources, &destination, wishes, exclude.as_ref()).and_then(|report| {
-            sources.check(&destination.parts, &is_excluded)?;
-            complete(server, Copies { sources: &sources.list, directory: &destination.path }).map(|()| report)
-        });
+        let outcome =
+            run(thd, library, &sources, &destination, wishes, exclude.as_ref()).and_then(|report| {
+                sources.check(&destination.parts, &is_excluded)?;
+                complete(server, Copies { sources: &sources.list, directory: &destination.path })
+                    .map(|()| report)
+            });
         match &outcome {
             Ok(_) => keys::warnings(server, &sources)
                 .iter()

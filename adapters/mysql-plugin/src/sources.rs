@@ -46,6 +46,11 @@ fn goes_with(told: &OsStr, name: &OsStr) -> bool {
 }
 
 impl Source {
+    /// A directory, all of it.
+    pub(crate) fn whole(name: impl Into<String>, path: impl Into<PathBuf>) -> Source {
+        Source { name: name.into(), path: path.into(), part: Part::Whole }
+    }
+
     /// Whether an entry at this path below the source is backed up: a directory if anything in it may be.
     pub(crate) fn keeps(&self, below: &Path) -> bool {
         let Part::Files(directories) = &self.part else { return true };
@@ -142,7 +147,7 @@ impl Sources {
     }
 
     pub(crate) fn on(data: &Path, links: Links) -> Sources {
-        let data = Source { name: "mysql_data_dir".into(), path: data.into(), part: Part::Whole };
+        let data = Source::whole("mysql_data_dir", data);
         Sources { list: vec![data], temporary: Temporary::default(), links, files: Vec::new() }
     }
 
@@ -201,7 +206,7 @@ impl Sources {
             _ => {}
         }
         self.take_in(&name, &path)?;
-        self.list.push(Source { name, path, part: Part::Whole });
+        self.list.push(Source::whole(name, path));
         Ok(())
     }
 
