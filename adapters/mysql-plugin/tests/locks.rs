@@ -263,7 +263,7 @@ fn a_lock_that_cannot_be_had_fails_the_backup_in_time() {
         let expected = "the server did not give its lock (tokudb_backup_lock=tables) within 1 s: \
                         a statement that takes long or a lock of another session is in the way";
         assert_eq!((error, text.as_deref()), (libc::ETIMEDOUT as u64, Some(expected)), "{hold}");
-        let mark = scene.server.room().join(directory).join("mysql_data_dir/HOTBACKUP-INCOMPLETE");
+        let mark = scene.server.room().join(directory).join("mysql_data_dir.incomplete/HOTBACKUP-INCOMPLETE");
         assert!(mark.is_dir(), "it looks complete");
         scene.write(hold);
         scene.other.query_drop(release).expect(release);

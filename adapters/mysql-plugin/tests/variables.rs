@@ -17,7 +17,7 @@ const MOST: u64 = u64::MAX;
 /// Name, whether it is of the session, whether it can be set, default, and for numbers the range; comment.
 type Row = (&'static str, bool, bool, Option<&'static str>, Option<(u64, u64)>, &'static str);
 
-const TABLE: [Row; 13] = [
+const TABLE: [Row; 15] = [
     ("allowed_prefix", false, false, None, None, "destination directory prefix"),
     ("dir", true, true, None, None, "name of the directory where the backup is stored"),
     (
@@ -38,6 +38,22 @@ const TABLE: [Row; 13] = [
     ),
     ("last_error", true, false, Some("0"), Some((0, MOST)), "last error"),
     ("last_error_string", true, false, None, None, "last error string"),
+    (
+        "lock",
+        true,
+        true,
+        Some("none"),
+        None,
+        "which lock of the server is held around the instant of the backup: none, binlog or tables",
+    ),
+    (
+        "lock_timeout",
+        true,
+        true,
+        Some("60"),
+        Some((1, 86_400)),
+        "seconds in which the lock must be had, and for which it is held at most",
+    ),
     (
         "max_lag",
         true,
