@@ -29,6 +29,7 @@ mod services;
 mod sources;
 mod sql;
 mod status;
+mod tablespaces;
 mod temporary;
 mod variable;
 mod variables;

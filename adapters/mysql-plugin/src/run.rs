@@ -18,6 +18,7 @@ use crate::regex::Regex;
 use crate::restore::{self, RESTORE};
 use crate::sources::{Source, Sources};
 use crate::status;
+use crate::tablespaces;
 use crate::variable::Thd;
 use crate::variables::Wishes;
 
@@ -41,6 +42,7 @@ pub(crate) fn backup(thd: Thd, directory: &[u8], wishes: &Wishes) -> Result<(), 
         let outcome =
             run(thd, library, &sources, &destination, wishes, exclude.as_ref()).and_then(|report| {
                 sources.check(&destination.parts, &is_excluded)?;
+                tablespaces::check(server, &destination.parts)?;
                 complete(server, Copies { sources: &sources.list, directory: &destination.path })
                     .map(|()| report)
             });

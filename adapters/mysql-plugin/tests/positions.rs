@@ -274,7 +274,12 @@ fn a_copy_beside_its_source_leaves_it_alone() {
 
     let now = live(server.data(), &logs);
     let all: BTreeSet<_> = before.keys().chain(now.keys()).collect();
-    let touched: Vec<_> = all.into_iter().filter(|path| before.get(*path) != now.get(*path)).collect();
+    // The live server may add to its log meanwhile (MariaDB notes its checkpoints there).
+    let is_same = |path: &&PathBuf| match (before.get(*path), now.get(*path)) {
+        (Some(Some(before)), Some(Some(now))) => now.starts_with(before),
+        (before, now) => before == now,
+    };
+    let touched: Vec<_> = all.into_iter().filter(|path| !is_same(path)).collect();
     assert!(touched.is_empty(), "files of the live server were touched: {touched:?}");
     assert_eq!(one(&mut connection, "SELECT SUM(balance) FROM bank.account"), "200000");
     connection.query_drop("FLUSH TABLES").expect("read anew");
