@@ -134,6 +134,9 @@ impl AsyncIo {
 
 /// Marks what a write that has ended has changed, if the session watches the file.
 fn mark(target: &Target) {
+    if *target == Target::NOTHING {
+        return;
+    }
     if target.is_names() {
         return WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
     }
@@ -321,17 +324,16 @@ impl Batch {
             .map(|index| aio::address(self.requests, index).map(|cookie| Name { ring: self.ring, cookie }))
     }
 
-    /// Notes every write. What cannot be read is refused by the kernel too, and everything behind it.
+    /// Notes every request. What cannot be read is refused by the kernel too, and everything behind it.
     fn note(&self, state: State, noted: &mut Noted) {
         WATCH.async_io.follow_aio(self.ring);
         let Some(flights) = WATCH.async_io.flights() else { return };
         for name in self.names() {
             let Some(name) = name else { return };
             let Ok(request) = aio::request(name.cookie) else { return };
-            let Some(request) = request else { continue };
-            let Some(Some(target)) = request.target(state) else { continue };
-            noted.add(request.fd, target);
-            if !flights.note(name, target) {
+            let target = request.and_then(|request| Some((request.fd, request.target(state).flatten()?)));
+            target.into_iter().for_each(|(fd, target)| noted.add(fd, target));
+            if !flights.note(name, target.map_or(Target::NOTHING, |(_, target)| target)) {
                 untracked(Untracked::TooMany);
             }
         }
@@ -340,7 +342,7 @@ impl Batch {
     /// Takes back the writes that the kernel has not taken.
     fn forget_from(&self, taken: usize) {
         let Some(flights) = WATCH.async_io.flights() else { return };
-        self.names().skip(taken).map_while(|name| name).for_each(|name| flights.forget(name));
+        self.names().skip(taken).map_while(|name| name).for_each(|name| flights.forget(name, mark));
     }
 }
 

@@ -32,6 +32,9 @@ const SETUP_CQE_MIXED: u32 = 1 << 18;
 const FIXED_FILE: u8 = 1 << 0;
 const SKIP_SUCCESS: u8 = 1 << 6;
 
+/// A flag of an end: the request goes on.
+const MORE_TO_COME: u32 = 1 << 1;
+
 /// What liburing's handle says of its ring (`struct io_uring`).
 pub(super) struct Handle {
     sq_head: u64,
@@ -96,7 +99,7 @@ impl Handle {
         Some(ring)
     }
 
-    /// Notes every write that is about to be published.
+    /// Notes every request that is about to be published.
     pub(super) fn note(&self, ring: &Ring, state: State, noted: &mut super::Noted) {
         let Some(mask) = read(self.sq_mask) else { return untracked(Untracked::Unreadable) };
         let size = REQUEST_SIZE as u64 * if self.flags & SETUP_SQE128 != 0 { 2 } else { 1 };
@@ -117,20 +120,20 @@ impl Handle {
         let name = Name { ring: self.ring, cookie: u64::from_ne_bytes(bytes(text, 32)) };
         let fd = RawFd::from_ne_bytes(bytes(text, 4));
         let target = match meaning(text) {
-            Meaning::Harmless => return,
             Meaning::Unknown => return untracked(Untracked::Request),
             _ if text[1] & SKIP_SUCCESS != 0 => return untracked(Untracked::Request),
+            Meaning::Harmless => Target::NOTHING,
             Meaning::Write(_) if text[1] & FIXED_FILE != 0 => return untracked(Untracked::FixedFile),
             Meaning::Write(place) => match (Request { fd, place }).target(state) {
                 Some(Some(target)) => target,
-                _ => return,
+                _ => Target::NOTHING,
             },
             Meaning::Names => {
                 WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
                 Target::NAMES
             }
         };
-        if !target.is_names() {
+        if !target.is_names() && target != Target::NOTHING {
             noted.add(fd, target);
         }
         if !WATCH.async_io.flights().is_some_and(|flights| flights.note(name, target)) {
@@ -162,8 +165,9 @@ fn meaning(text: &[u8; REQUEST_SIZE]) -> Meaning {
         2 | 5 | 23 | 17 | 30 | 41 | 55 | 61 => Meaning::Write(Where::Anywhere),
         // OPENAT, OPENAT2, RENAMEAT, UNLINKAT, MKDIRAT, SYMLINKAT, LINKAT, SETXATTR.
         18 | 28 | 35..=39 | 42 => Meaning::Names,
-        // CLOSE: a call beside it may hit another file than it was found to be about.
-        19 => Meaning::Unknown,
+        // CLOSE: a call beside it may hit another file than it was found to be about. MSG_RING: the end of a request that was
+        // never made.
+        19 | 40 => Meaning::Unknown,
         0..=62 => Meaning::Harmless,
         _ => Meaning::Unknown,
     }
@@ -194,13 +198,15 @@ pub(super) fn look(ring: &Ring) {
         return untracked(Untracked::Ring);
     }
     while index != tail {
-        let mut end = [0; 8];
+        let mut end = [0; 16];
         let at = ends + u64::from(index & mask) * u64::from(ring.stride.load(Ordering::Relaxed));
         if sys::raw::read_memory(at, &mut end).is_err() {
             return untracked(Untracked::Unreadable);
         }
-        let name = Name { ring: ring.address(), cookie: u64::from_ne_bytes(end) };
-        let _ = WATCH.async_io.flights().map(|flights| flights.land(name, true, mark));
+        let name = Name { ring: ring.address(), cookie: u64::from_ne_bytes(bytes(&end, 0)) };
+        if u32::from_ne_bytes(bytes(&end, 12)) & MORE_TO_COME == 0 {
+            let _ = WATCH.async_io.flights().map(|flights| flights.land(name, true, mark));
+        }
         index = index.wrapping_add(1);
     }
     ring.seen.store(tail, Ordering::Relaxed);

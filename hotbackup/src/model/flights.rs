@@ -97,3 +97,34 @@ fn a_write_that_is_not_known_to_fly_is_marked_and_in_its_file() {
 fn a_write_marked_after_it_landed_is_found() {
     scene(false, false);
 }
+
+/// Two writes with one name, whose ends two threads are told of: each is marked after it has ended, whoever comes first.
+#[test]
+fn two_writes_with_one_name_are_both_marked_after_their_ends() {
+    check(3, || {
+        let (flights, ended, seen) = forever((
+            Flights::new(),
+            [AtomicU32::new(0), AtomicU32::new(0)],
+            [AtomicU32::new(0), AtomicU32::new(0)],
+        ));
+        for from in 0..2 {
+            assert!(flights.note(NAME, Target { from, ..TARGET }));
+        }
+        // A mark sees whether its write had ended.
+        let mark = |target: &Target| {
+            let which = target.from as usize;
+            seen[which].fetch_or(ended[which].load(Ordering::SeqCst), Ordering::SeqCst);
+        };
+        let told = move |which: usize| {
+            ended[which].store(1, Ordering::SeqCst);
+            flights.land(NAME, true, mark);
+        };
+        let other = thread::spawn(move || told(0));
+        told(1);
+        if flights.none_flies() {
+            assert!(seen.iter().all(|seen| seen.load(Ordering::SeqCst) == 1), "a write was lost");
+        }
+        other.join().expect("the other thread");
+        assert!(flights.none_flies() && seen.iter().all(|seen| seen.load(Ordering::SeqCst) == 1));
+    });
+}
