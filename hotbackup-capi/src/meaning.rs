@@ -109,21 +109,20 @@ const SYS_IO_PGETEVENTS: c_long = 333;
 const SYS_IO_PGETEVENTS: c_long = 292;
 
 thread_local! {
-    /// Ring and arguments of the call of libaio's that this thread is inside of: libaio makes the same call by `syscall`.
+    /// Ring and arguments of the call of libaio's that this thread is inside of.
     static WITHIN: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
-/// A call of libaio's that this thread is inside of.
+/// A call of libaio's that this thread is inside of: libaio makes the same call by `syscall`, which has nothing more to do then.
+/// Only `syscall` asks: a call of libaio's that longjmp has left behind must not hide the next one.
 struct Within {
     outer: (usize, usize),
 }
 
 impl Within {
-    /// `None` if the thread is inside the same call already: then there is nothing more to do.
     #[inline(always)]
-    fn enter(call: (usize, usize)) -> Option<Within> {
-        let outer = WITHIN.replace(call);
-        (outer != call).then_some(Within { outer })
+    fn enter(call: (usize, usize)) -> Within {
+        Within { outer: WITHIN.replace(call) }
     }
 }
 
@@ -136,7 +135,7 @@ impl Drop for Within {
 impl<R: Copy + TryInto<usize>> Meaning<R> for Submits {
     #[inline(always)]
     fn pass(self, real: impl FnOnce() -> R) -> R {
-        let Some(_within) = Within::enter((self.ring, self.requests)) else { return real() };
+        let _within = Within::enter((self.ring, self.requests));
         // A negative count is refused.
         let count = if isize::try_from(self.count).is_ok() { self.count } else { 0 };
         let taken = |result: &R| (*result).try_into().unwrap_or(0);
@@ -147,7 +146,7 @@ impl<R: Copy + TryInto<usize>> Meaning<R> for Submits {
 impl<R: Copy + TryInto<usize>> Meaning<R> for Reaps {
     #[inline(always)]
     fn pass(self, real: impl FnOnce() -> R) -> R {
-        let Some(_within) = Within::enter((self.ring, self.events)) else { return real() };
+        let _within = Within::enter((self.ring, self.events));
         let events = |result: &R| (self.events as u64, (*result).try_into().unwrap_or(0));
         intercept::reaping(self.ring as u64, real, events)
     }
@@ -156,7 +155,7 @@ impl<R: Copy + TryInto<usize>> Meaning<R> for Reaps {
 impl<R: Copy + TryInto<usize>> Meaning<R> for Destroys {
     #[inline(always)]
     fn pass(self, real: impl FnOnce() -> R) -> R {
-        let Some(_within) = Within::enter((self.ring, 0)) else { return real() };
+        let _within = Within::enter((self.ring, 0));
         intercept::destroying(self.ring as u64, real, |result| (*result).try_into().is_ok())
     }
 }
@@ -179,10 +178,11 @@ impl Meaning<c_long> for ByNumber {
     #[inline(always)]
     fn pass(self, real: impl FnOnce() -> c_long) -> c_long {
         let ByNumber { number, a: ring, b, c, d } = self;
+        let is_new = |argument| WITHIN.get() != (ring, argument);
         match number {
-            libc::SYS_io_submit => Submits { ring, count: b, requests: c }.pass(real),
-            libc::SYS_io_getevents | SYS_IO_PGETEVENTS => Reaps { ring, events: d }.pass(real),
-            libc::SYS_io_destroy => Destroys { ring }.pass(real),
+            libc::SYS_io_submit if is_new(c) => Submits { ring, count: b, requests: c }.pass(real),
+            libc::SYS_io_getevents | SYS_IO_PGETEVENTS if is_new(d) => Reaps { ring, events: d }.pass(real),
+            libc::SYS_io_destroy if is_new(0) => Destroys { ring }.pass(real),
             _ => real(),
         }
     }

@@ -42,26 +42,26 @@ impl Real {
         // cannot pick a wrong one (the test `every_hooked_name_has_one_version` holds this).
         let mut address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
         let is_liburing = self.name.to_bytes().starts_with(b"io_uring_");
-        if address.is_null() && is_liburing {
-            address = in_liburing(self.name);
+        if is_liburing {
+            let pinned = in_liburing(self.name);
+            address = if pinned.is_null() { address } else { pinned };
         }
-        if !address.is_null() {
-            self.address.store(address, Ordering::Relaxed);
-        } else {
+        let is_missing = address.is_null();
+        if is_missing {
             address = self.missing as *mut c_void;
-            // liburing may be loaded later.
-            if !is_liburing {
-                self.address.store(address, Ordering::Relaxed);
-            }
+        }
+        // liburing may be loaded later.
+        if !(is_missing && is_liburing) {
+            self.address.store(address, Ordering::Relaxed);
         }
         set_errno(errno);
         address
     }
 }
 
-/// A function of liburing where it was loaded for one library only, so that no search from ours finds it.
+/// A function of liburing, which the program may load long after us, for one library only, and unload again.
 fn in_liburing(name: &CStr) -> *mut c_void {
-    // SAFETY: strings. Nothing is loaded; the reference that is taken keeps the library from going, as our own keep it.
+    // SAFETY: strings. Nothing is loaded. The reference that is taken is never given back, so the address stays good.
     unsafe {
         let library = libc::dlopen(c"liburing.so.2".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
         if library.is_null() { ptr::null_mut() } else { libc::dlsym(library, name.as_ptr()) }
