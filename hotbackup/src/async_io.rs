@@ -171,12 +171,16 @@ impl Where {
 impl Request {
     /// Looks up the file: `None` if that is not possible, `Some(None)` if it is none that could be backed up.
     fn target(&self, state: State) -> Option<Option<Target>> {
-        let found = Found::descriptor(self.fd, state)?;
+        let by_engine = sys::thread::is_engine();
+        let found = match by_engine {
+            true => Found::descriptor_of_host(self.fd, state)?,
+            false => Found::descriptor(self.fd, state)?,
+        };
         if !found.may_be_backed_up() {
             return Some(None);
         }
         let (from, to) = match self.place {
-            Where::At(from, to) if !intercept::appends(self.fd) => (from, to),
+            Where::At(from, to) if !by_engine && !intercept::appends(self.fd) => (from, to),
             _ => (0, u64::MAX),
         };
         Some(Some(Target { dev: found.dev, ino: found.ino, from, to }))

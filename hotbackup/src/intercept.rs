@@ -212,7 +212,7 @@ const FAIR_SHARE: u64 = 4;
 /// Waits until the engine has caught up, if it is behind; at most `max_stall`, then the session fails.
 ///
 /// Of many that wait the same ones may come too late again and again. So whoever has waited for a while goes on when all that
-/// was owed when it came was dealt with, whatever others owe by now.
+/// was owed when it came was dealt with, whatever others owe by now. With the bound 0 each waits for its own anyway.
 pub(crate) fn wait_for_relief() {
     let bound = WATCH.lag_bound.load(Ordering::Relaxed);
     if bound == u64::MAX {
@@ -243,7 +243,7 @@ pub(crate) fn wait_for_relief() {
             break;
         }
         let waited = sys::raw::monotonic_ns().saturating_sub(begun);
-        if waited >= share && dealt_with() {
+        if bound != 0 && waited >= share && dealt_with() {
             break;
         }
         if waited >= limit {
@@ -308,6 +308,11 @@ impl Found {
 
     pub(crate) fn descriptor(fd: RawFd, state: State) -> Option<Found> {
         if fd < 0 { None } else { Found::look(fd, c"", AtFlags::empty(), state) }
+    }
+
+    /// The same on an engine thread, whose own descriptors are others.
+    pub(crate) fn descriptor_of_host(fd: RawFd, state: State) -> Option<Found> {
+        sys::raw::with_path_of_descriptor(fd, |path| Found::look(-1, path, AtFlags::empty(), state))?
     }
 
     fn is(&self, other: &Found) -> bool {

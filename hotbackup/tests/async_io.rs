@@ -271,3 +271,32 @@ fn a_copy_holds_every_asynchronous_write_up_to_the_last_and_none_beyond() {
     let _alone = common::alone();
     common::seeds(8).into_iter().for_each(session);
 }
+
+/// As one that was submitted before the session, whose end the program has not asked for by the cut: nobody noted it. The
+/// engine finds its end in the ring, and marks what it wrote; else the audit would have the cut repeated.
+#[test]
+fn a_write_that_nobody_noted_is_found_in_its_ring() {
+    let _alone = common::alone();
+    let place = common::Place::new(Scratch::new(false), "async_io, not noted");
+    let path = place.source.join("file");
+    std::fs::write(&path, vec![0; BLOCK * 8]).expect("a file");
+    let file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&path).expect("O_DIRECT");
+    let (mut ring, mut flight) = (Ring::new(), Flight::new());
+    flight.fill(file.as_raw_fd(), 3, 77, false);
+    let requests = [std::ptr::from_ref(&*flight.request) as u64];
+    let id = ring.id;
+    let submitted = std::cell::Cell::new(false);
+    let report = common::run(place.backup().before_cut(|| {
+        if !submitted.replace(true) {
+            // SAFETY: the request and its block live until the ring is destroyed.
+            let taken = unsafe { libc::syscall(libc::SYS_io_submit, id, 1, requests.as_ptr()) };
+            assert_eq!(taken, 1);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }));
+    let block = std::fs::read(place.destination.join("file")).expect("the copy")[3 * BLOCK..][..8].to_vec();
+    assert_eq!(block, 77u64.to_ne_bytes());
+    assert_eq!(report.cut_attempts, 1, "the audit had to find it");
+    ring.flying.push(flight);
+    ring.reap(1);
+}

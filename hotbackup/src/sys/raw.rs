@@ -272,6 +272,12 @@ fn kind_of(path: &std::ffi::CStr) -> Option<rustix::fs::FileType> {
     Some(FileType::from_raw_mode(found.stx_mode.into()))
 }
 
+/// Hands on the path under /proc of the host's descriptor `fd`. Allocates nothing.
+pub(crate) fn with_path_of_descriptor<T>(fd: RawFd, work: impl FnOnce(&std::ffi::CStr) -> T) -> Option<T> {
+    let path = ProcPath::new().text("/proc/self/fd/").number(u32::try_from(fd).ok()?);
+    Some(work(path.as_c_str()))
+}
+
 /// What kind of file the descriptor `fd` of the host's thread `tid` refers to. Allocates nothing.
 pub(crate) fn kind_of_descriptor(tid: u32, fd: RawFd) -> Option<rustix::fs::FileType> {
     let path =
