@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Scope;
+use std::time::{Duration, Instant};
 
 use mysql::Conn;
 use mysql::prelude::Queryable;
@@ -19,9 +20,48 @@ pub struct Tally {
     pub sequence: AtomicU64,
     pub transfers: AtomicU64,
     pub definitions: AtomicU64,
+    /// How often the redo log got another size.
+    pub resizes: AtomicU64,
+    /// The longest that a client waited for one commit, in microseconds. Nobody else writes its table.
+    longest: AtomicU64,
 }
 
-pub fn furnish(connection: &mut Conn) {
+/// What clients did since a moment.
+pub struct Pace {
+    since: Instant,
+    transfers: u64,
+}
+
+impl Pace {
+    pub fn from_now(tally: &Tally) -> Pace {
+        tally.longest.store(0, Ordering::Relaxed);
+        Pace { since: Instant::now(), transfers: tally.transfers.load(Ordering::Relaxed) }
+    }
+
+    /// Transfers per second since then, and the longest commit.
+    pub fn said(&self, tally: &Tally) -> String {
+        let transfers = tally.transfers.load(Ordering::Relaxed) - self.transfers;
+        let rate = transfers as f64 / self.since.elapsed().as_secs_f64();
+        let longest = Duration::from_micros(tally.longest.load(Ordering::Relaxed));
+        format!("{rate:.0}/s (longest commit {longest:.1?})")
+    }
+}
+
+/// Tables of every kind that the server has.
+pub fn furnish(product: &Product, connection: &mut Conn) {
+    // What makes smaller pages of pages, and an engine of MariaDB's own, where there are such things.
+    let (compressed, own) = match &*product.name {
+        "mysql56" => ("ROW_FORMAT=COMPRESSED KEY_BLOCK_SIZE=8", "MyISAM"),
+        "mysql97" => ("COMPRESSION='zlib'", "MyISAM"),
+        _ => ("PAGE_COMPRESSED=1", "Aria"),
+    };
+    if product.name == "mysql56" {
+        connection.query_drop("SET GLOBAL innodb_file_format=Barracuda").expect("set");
+    }
+    let packed = format!(
+        "CREATE TABLE bank.packed (id INT PRIMARY KEY, data VARCHAR(4000)) ENGINE=InnoDB {compressed}"
+    );
+    let own = format!("CREATE TABLE bank.own (n BIGINT PRIMARY KEY, filler VARCHAR(200)) ENGINE={own}");
     let statements = [
         "CREATE DATABASE bank",
         "CREATE TABLE bank.account (id INT PRIMARY KEY, balance INT NOT NULL) ENGINE=InnoDB",
@@ -30,6 +70,8 @@ pub fn furnish(connection: &mut Conn) {
         "CREATE TABLE bank.parts (id INT PRIMARY KEY, data VARCHAR(100)) ENGINE=InnoDB PARTITION BY HASH(id) PARTITIONS 4",
         "CREATE TABLE bank.plain (n BIGINT PRIMARY KEY, filler VARCHAR(200)) ENGINE=MyISAM",
         "CREATE TABLE bank.lines (n BIGINT NOT NULL, filler VARCHAR(200) NOT NULL) ENGINE=CSV",
+        &*packed,
+        &*own,
     ];
     statements.iter().for_each(|statement| connection.query_drop(statement).expect(statement));
     for id in 0..ACCOUNTS {
@@ -45,7 +87,7 @@ pub fn start<'scope>(scope: &'scope Scope<'scope, '_>, server: &'scope Server, t
         scope,
         server,
         tally,
-        &[transfer, transfer, transfer, append, rewrite, write_without_transactions, define],
+        &[transfer, transfer, transfer, append, rewrite, write_without_transactions, define, resize],
     );
 }
 
@@ -105,12 +147,15 @@ fn append(connection: &mut Conn, tally: &Tally) {
             return;
         }
         let statement = format!("INSERT INTO bank.sequence VALUES ({number}, REPEAT('s', 150))");
+        let begun = Instant::now();
         connection.query_drop(statement).expect("appended");
+        let took = u64::try_from(begun.elapsed().as_micros()).expect("not that long");
+        tally.longest.fetch_max(took, Ordering::Relaxed);
         tally.sequence.store(number, Ordering::SeqCst);
     }
 }
 
-/// Values larger than a page, and partitions.
+/// Values larger than a page, partitions, and compressed pages.
 fn rewrite(connection: &mut Conn, tally: &Tally) {
     for number in (0u64..).take_while(|_| going(tally)) {
         let id = number % 20;
@@ -119,16 +164,18 @@ fn rewrite(connection: &mut Conn, tally: &Tally) {
         connection.query_drop(large).expect("replaced");
         let part = format!("REPLACE INTO bank.parts VALUES ({}, '{number}')", number % 500);
         connection.query_drop(part).expect("replaced");
+        let packed = format!("REPLACE INTO bank.packed VALUES ({}, REPEAT('{number} ', 500))", number % 200);
+        connection.query_drop(packed).expect("replaced");
     }
 }
 
 fn write_without_transactions(connection: &mut Conn, tally: &Tally) {
     for number in (1u64..).take_while(|_| going(tally)) {
-        for table in ["plain", "lines"] {
+        for table in ["plain", "lines", "own"] {
             let statement = format!("INSERT INTO bank.{table} VALUES ({number}, REPEAT('p', 100))");
             connection.query_drop(statement).expect("inserted");
         }
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -136,7 +183,18 @@ fn rotate(connection: &mut Conn, tally: &Tally) {
     while going(tally) {
         connection.query_drop("FLUSH BINARY LOGS").expect("rotated");
         tally.definitions.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
+
+/// The redo log gets another size, where a server can do that while it runs.
+fn resize(connection: &mut Conn, tally: &Tally) {
+    for size in [24u64, 40].into_iter().cycle().take_while(|_| going(tally)) {
+        let resized = ["innodb_redo_log_capacity", "innodb_log_file_size"]
+            .into_iter()
+            .any(|variable| connection.query_drop(format!("SET GLOBAL {variable}={}", size << 20)).is_ok());
+        tally.resizes.fetch_add(u64::from(resized), Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -159,6 +217,12 @@ fn define(connection: &mut Conn, tally: &Tally) {
             tally.definitions.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// The checksums of the tables with transactions that clients rewrite, but for those that come and go.
+pub fn sums(connection: &mut Conn) -> Vec<(String, Option<u64>)> {
+    let tables = "bank.account, bank.sequence, bank.large, bank.parts, bank.packed";
+    connection.query(format!("CHECKSUM TABLE {tables}")).expect("checksums")
 }
 
 /// Checks a server that was started on a copy: what was committed before `least` and `most` bound where its sequence ends.
