@@ -73,7 +73,7 @@ fn setting(name: &CStr) -> Option<Vec<u8>> {
 }
 
 /// The low 32 bits of a number that the server exports.
-fn number_at(name: &CStr) -> Option<u32> {
+pub(crate) fn number_at(name: &CStr) -> Option<u32> {
     // SAFETY: the variables asked for are numbers of at least 32 bits, which the server may change, in every server that has
     // them.
     symbol(&[name]).map(|at| unsafe { at.cast::<u32>().read_volatile() })

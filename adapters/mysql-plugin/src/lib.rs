@@ -6,8 +6,8 @@
 //! A server reads the declarations by name right after it has loaded the library; what they must hold depends on the
 //! server. So they are filled by a constructor, which runs before that. `abi` and `variable` are structures of the servers,
 //! `host` and `services` what we call of theirs, `sql` sessions of our own in them, `library` the engine; `variables` and
-//! `status` are what SQL sees; `run` makes a backup of what `sources` finds, while `lock` holds the server's lock. What lies
-//! beside the copies says `copies`, `positions` (by `binlog`) and `restore`.
+//! `status` are what SQL sees; `run` makes a backup of what `sources` finds, while `lock` holds the server's lock
+//! and has a `replica` rest. What lies beside the copies says `copies`, `positions` (by `binlog`) and `restore`.
 
 mod abi;
 mod binlog;
@@ -23,6 +23,7 @@ mod lock;
 mod plugins;
 mod positions;
 mod regex;
+mod replica;
 mod restore;
 mod run;
 mod services;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use crate::binlog::{self, Gtids};
 use crate::copies::{Copies, quoted};
 use crate::host::{self, Family, Server};
+use crate::lock::Rested;
+use crate::replica::Channel;
 
 /// Beside the copy: where its binary log ends.
 pub(crate) const BINLOG_INFO: &str = "tokubackup_binlog_info";
@@ -90,54 +92,63 @@ pub(crate) fn binlog_info(position: &Result<Position, String>, server: Server) -
     }
 }
 
-/// How far a replica has come with one source.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Channel {
-    name: String,
-    host: String,
-    user: String,
-    port: String,
-    file: String,
-    position: String,
-}
-
-/// The text of [`SLAVE_INFO`]; `None` if the server is no replica. `gtids` are those of the copied binary log.
-pub(crate) fn slave_info(copies: Copies<'_>, server: Server, gtids: Option<&Gtids>) -> Option<String> {
+/// The text of [`SLAVE_INFO`]; `None` if the server is no replica. `gtids` are those of the copied binary log; `rested` is
+/// there if the replica's SQL threads did at the cut.
+pub(crate) fn slave_info(
+    copies: Copies<'_>,
+    server: Server,
+    gtids: Option<&Gtids>,
+    rested: Option<&Rested>,
+) -> Option<String> {
     let executed = gtids.filter(|_| host::logs_what_it_replicates()).map(ToString::to_string);
-    let mut text = String::new();
-    let channels = host::replication_files().map_or_else(Vec::new, |files| channels(copies, &files));
-    for channel in &channels {
-        let lines = [
-            ("channel", &channel.name),
-            ("host", &channel.host),
-            ("user", &channel.user),
-            ("port", &channel.port),
-            ("source_log_file", &channel.file),
-            ("source_log_position", &channel.position),
-        ];
-        lines.iter().for_each(|(key, value)| text += &format!("{key}={}\n", quoted(value)));
-        if let Some(executed) = &executed {
-            text += &format!("executed_gtid_set={}\n", quoted(executed));
+    let of_copy = || host::replication_files().map_or_else(Vec::new, |files| channels(copies, &files));
+    let in_tables = || {
+        Err("this server keeps the positions of its channels in tables, which only a server can read"
+            .to_owned())
+    };
+    let channels = match rested.and_then(|rested| rested.positions.clone()) {
+        Some(Ok(told)) if told.is_empty() => return None,
+        Some(told) => told,
+        None => match of_copy() {
+            none if none.is_empty() => {
+                let lists = |index: PathBuf| listed(&copies.now(&index)?).ok();
+                if relay_indexes(copies).into_iter().filter_map(lists).all(|logs| logs.is_empty()) {
+                    return None;
+                }
+                in_tables()
+            }
+            found => Ok(found),
+        },
+    };
+    let executed = executed.map_or_else(String::new, |set| format!("executed_gtid_set={}\n", quoted(&set)));
+    let statement = format!("statement={}\n", quoted(&statement(server)));
+    Some(match channels {
+        Err(why) => format!("error={}\n{executed}{statement}", quoted(&why)),
+        Ok(channels) => {
+            let exactly = if rested.is_some() { EXACTLY } else { ABOUT };
+            let paragraph = |channel| format!("{}{executed}{exactly}{statement}\n", assignments(channel));
+            channels.iter().map(paragraph).collect()
         }
-        text += EXACTLY;
-        text += &format!("statement={}\n\n", quoted(&statement(server)));
-    }
-    if channels.is_empty() {
-        let lists = |index: PathBuf| listed(&copies.now(&index)?).ok();
-        if relay_indexes(copies).into_iter().filter_map(lists).all(|logs| logs.is_empty()) {
-            return None;
-        }
-        text += "error='this server keeps the positions of its channels in tables, which only a server can read'\n";
-        if let Some(executed) = &executed {
-            text += &format!("executed_gtid_set={}\n", quoted(executed));
-        }
-        text += &format!("statement={}\n", quoted(&statement(server)));
-    }
-    Some(text)
+    })
 }
 
+/// The lines that tell of one channel.
+fn assignments(channel: &Channel) -> String {
+    let lines = [
+        ("channel", &channel.name),
+        ("host", &channel.host),
+        ("user", &channel.user),
+        ("port", &channel.port),
+        ("source_log_file", &channel.file),
+        ("source_log_position", &channel.position),
+    ];
+    lines.iter().map(|(key, value)| format!("{key}={}\n", quoted(value))).collect()
+}
+
+/// The SQL threads rested (`tokudb_backup_safe_slave`).
+const EXACTLY: &str = "exact='yes: the SQL thread had stopped'\n";
 /// Servers write these files after the commit that they tell of, and MariaDB less often than that with GTIDs.
-const EXACTLY: &str = "exact='no: the copied files may be behind what the copied tables hold'\n";
+const ABOUT: &str = "exact='no: the copied files may be behind what the copied tables hold'\n";
 
 /// What tells the position exactly, once the copy is started without its replication.
 pub(crate) fn statement(server: Server) -> String {

@@ -12,7 +12,7 @@ use crate::declarations::{HOTBACKUP_MANIFEST_IN_FILE, Pair, Phase, Progress, Rep
 use crate::host::{self, Server};
 use crate::keys;
 use crate::library::{Failure, Library};
-use crate::lock::Locking;
+use crate::lock::{Locking, Rested};
 use crate::positions::{self, BINLOG_INFO, SLAVE_INFO};
 use crate::regex::Regex;
 use crate::restore::{self, RESTORE};
@@ -39,13 +39,14 @@ pub(crate) fn backup(thd: Thd, directory: &[u8], wishes: &Wishes) -> Result<(), 
         let is_excluded = |path: &Path| exclude.as_ref().is_some_and(|exclude| exclude.is_in(&c_path(path)));
         let sources = Sources::of(server, &is_excluded)?;
         let destination = Destination::claim(directory, wishes, &sources.list)?;
-        let outcome =
-            run(thd, library, &sources, &destination, wishes, exclude.as_ref()).and_then(|report| {
+        let outcome = run(thd, library, &sources, &destination, wishes, exclude.as_ref()).and_then(
+            |(report, rested)| {
                 sources.check(&destination.parts, &is_excluded)?;
                 tablespaces::check(server, &destination.parts)?;
-                complete(server, Copies { sources: &sources.list, directory: &destination.path })
-                    .map(|()| report)
-            });
+                let copies = Copies { sources: &sources.list, directory: &destination.path };
+                complete(server, copies, rested.as_ref()).map(|()| report)
+            },
+        );
         match &outcome {
             Ok(_) => keys::warnings(server, &sources)
                 .iter()
@@ -209,7 +210,7 @@ fn begun(path: &Path, mark: &Path) -> Option<String> {
 }
 
 /// Writes down beside the copies what they hold and how they are used, and gives them their names.
-fn complete(server: Server, copies: Copies<'_>) -> Result<(), Failure> {
+fn complete(server: Server, copies: Copies<'_>, rested: Option<&Rested>) -> Result<(), Failure> {
     let position = host::has_binary_log().then(|| positions::of_binary_log(copies));
     if let Some(position) = &position {
         if let Err(reason) = position {
@@ -218,7 +219,7 @@ fn complete(server: Server, copies: Copies<'_>) -> Result<(), Failure> {
         copies.write(BINLOG_INFO, positions::binlog_info(position, server).as_bytes())?;
     }
     let gtids = position.as_ref().and_then(|position| position.as_ref().ok()).map(|position| &position.gtids);
-    let replica = positions::slave_info(copies, server, gtids);
+    let replica = positions::slave_info(copies, server, gtids, rested);
     if let Some(text) = &replica {
         copies.write(SLAVE_INFO, text.as_bytes())?;
     }
@@ -253,7 +254,7 @@ fn run(
     destination: &Destination,
     wishes: &Wishes,
     exclude: Option<&Regex>,
-) -> Result<Report, Failure> {
+) -> Result<(Report, Option<Rested>), Failure> {
     let lock = Locking::of(wishes)?;
     let (state, before) = Default::default();
     let mut run = Run { thd, exclude, sources, state, before, killed: false, library, lock };
@@ -286,7 +287,8 @@ fn run(
     // SAFETY: everything lives until this returns; the callbacks are given the `Run` that they expect.
     let outcome = unsafe { library.backup(&options) };
     host::show_state(thd, shown);
-    outcome.map_err(|failure| match (run.killed, run.lock.failure.take()) {
+    let rested = run.lock.rested.take();
+    outcome.map(|report| (report, rested)).map_err(|failure| match (run.killed, run.lock.failure.take()) {
         (true, _) => {
             Failure::new(libc::EINTR, "the statement was killed; what was copied is marked as incomplete")
         }
@@ -329,7 +331,7 @@ unsafe extern "C-unwind" fn before_cut(user_data: *mut c_void) {
     // SAFETY: the library gives what the options said.
     let run = unsafe { run_of(user_data) };
     let fraction = run.library.progress().map_or(0.0, |progress| progress.fraction);
-    run.show(format!("{}: Waiting for the lock of the server", done(fraction)));
+    run.show(format!("{}: {}", done(fraction), run.lock.awaited()));
     let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run.lock.take(run.thd)));
     run.killed |= host::is_killed(run.thd);
     if run.killed || !matches!(taken, Ok(true)) {

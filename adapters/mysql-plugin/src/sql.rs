@@ -3,11 +3,32 @@
 //! A session belongs to the thread that opened it, which must be one of our own: on a thread of the server's it would be
 //! mixed up with what that thread is doing. It is nobody's connection, so no client can use it or end it.
 
+/// Declares `Functions`: functions of the server's, each by the name that it exports it under.
+macro_rules! functions {
+    ($($field:ident = $name:literal: $kind:ty;)*) => {
+        pub(super) struct Functions {
+            $($field: $kind,)*
+        }
+
+        impl Functions {
+            /// `None` if the server does not export all of them.
+            pub(super) fn find() -> Option<Functions> {
+                // SAFETY: each row says of what type the function of this name is in every server that exports it.
+                unsafe {
+                    Some(Functions {
+                        $($field: std::mem::transmute::<*mut std::ffi::c_void, $kind>(crate::host::symbol(&[$name])?),)*
+                    })
+                }
+            }
+        }
+    };
+}
+
 mod command;
 mod embedded;
 mod local;
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_char};
 
 use crate::host::{Family, Server};
 use crate::library::Failure;
@@ -20,9 +41,29 @@ pub(crate) struct Refusal {
     pub(crate) text: String,
 }
 
+/// Rows of text; NULL is an empty one.
+pub(crate) type Rows = Vec<Vec<String>>;
+
 /// One way to run SQL.
 trait Run {
     fn run(&mut self, statement: &str) -> Result<(), Refusal>;
+
+    fn rows(&mut self, statement: &str) -> Result<Rows, Refusal>;
+}
+
+/// What a server gives for a row of so many columns: an array of strings, and NULL for what is NULL.
+///
+/// # Safety
+/// It is such an array.
+unsafe fn texts(row: *const *const c_char, columns: usize) -> Vec<String> {
+    // SAFETY: as the caller says.
+    let values = unsafe { std::slice::from_raw_parts(row, columns) };
+    let text = |&value: &*const c_char| match value.is_null() {
+        true => String::new(),
+        // SAFETY: what is not NULL is a string.
+        false => unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned(),
+    };
+    values.iter().map(text).collect()
 }
 
 /// A session.
@@ -61,5 +102,20 @@ impl Session {
     /// Runs a statement that returns no rows.
     pub(crate) fn run(&mut self, statement: &str) -> Result<(), Refusal> {
         self.0.run(statement)
+    }
+
+    /// Runs a statement that returns rows. MySQL 5.6 gives a plugin none.
+    pub(crate) fn rows(&mut self, statement: &str) -> Result<Rows, Refusal> {
+        self.0.rows(statement)
+    }
+
+    /// Whether a condition holds, asked so that a server without rows can answer: by a statement that fails if it does not.
+    pub(crate) fn holds(&mut self, condition: &str) -> Result<bool, Refusal> {
+        let unless =
+            |failing: &str| format!("SET @tokudb_backup=IF({failing}, (SELECT 1 UNION ALL SELECT 2), 0)");
+        if self.run(&unless(&format!("NOT ({condition})"))).is_ok() {
+            return Ok(true);
+        }
+        self.run(&unless(condition)).map(|()| false)
     }
 }

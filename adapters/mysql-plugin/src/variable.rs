@@ -52,9 +52,21 @@ impl Value {
         }
     }
 
-    /// Whether it is a text, and not a number.
-    pub(crate) fn is_text(&mut self) -> bool {
-        (self.kind)(self) == 0
+    /// What a switch is set to; `None` for what is neither on nor off.
+    ///
+    /// # Safety
+    /// As for [`Value::text`].
+    pub(crate) unsafe fn switch(value: *mut Value) -> Option<bool> {
+        // SAFETY: as the caller says; texts are of kind 0.
+        unsafe {
+            if ((*value).kind)(value) != 0 {
+                return Value::number(value).filter(|number| *number < 2).map(|number| number == 1);
+            }
+            let text = Value::text(value)?.to_ascii_lowercase();
+            [("on", true), ("off", false), ("true", true), ("false", false)]
+                .into_iter()
+                .find_map(|(name, on)| (text == name.as_bytes()).then_some(on))
+        }
     }
 
     /// The number; `None` for NULL and for one below zero.

@@ -15,6 +15,8 @@ use crate::variable::{Kind, NO_OPTION, NO_PERSIST, READ_ONLY, Thd, Value, Variab
 
 /// "Variable '...' can't be set to the value of '...'": the number, whose SQLSTATE is 42000.
 const WRONG_VALUE: c_uint = 1231;
+/// No timeout is longer, in seconds.
+const YEAR: usize = 365 * 24 * 3600;
 /// The servers cut the text of an error there.
 const LONGEST_ERROR: usize = 500;
 
@@ -104,7 +106,7 @@ pub(crate) fn declare(plugin_version: &'static CStr) -> usize {
     );
     SAFE_SLAVE.declare(
         c"safe_slave",
-        c"on a replica, stop the SQL thread until it holds no temporary tables (not available in this version)",
+        c"on a replica, have the SQL thread rest around the instant of the backup, when it holds no temporary tables",
         0,
         &Kind::Switch(&SAFE_SLAVE_VALUE),
         Some(check_safe_slave),
@@ -112,7 +114,7 @@ pub(crate) fn declare(plugin_version: &'static CStr) -> usize {
     );
     SAFE_SLAVE_TIMEOUT.declare(
         c"safe_slave_timeout",
-        c"how many seconds safe_slave waits",
+        c"how many seconds safe_slave waits for that",
         0,
         &Kind::Number(&SAFE_SLAVE_TIMEOUT_VALUE, 0, 0, u64::MAX),
         None,
@@ -185,6 +187,8 @@ pub(crate) struct Wishes {
     /// As it was set, because options of the command line are not checked.
     pub(crate) lock: Option<Vec<u8>>,
     pub(crate) lock_timeout: Duration,
+    /// How long to wait until a replica can rest, if it shall.
+    pub(crate) safe_slave: Option<Duration>,
 }
 
 impl Wishes {
@@ -203,6 +207,9 @@ impl Wishes {
                 allowed_prefix: (!prefix.is_null()).then(|| CStr::from_ptr(prefix).to_bytes().to_vec()),
                 lock: LOCK.text(thd),
                 lock_timeout: Duration::from_secs(number(&LOCK_TIMEOUT, 60)),
+                safe_slave: (SAFE_SLAVE_VALUE.load(Ordering::Relaxed) & 0xff != 0).then(|| {
+                    Duration::from_secs(SAFE_SLAVE_TIMEOUT_VALUE.load(Ordering::Relaxed).min(YEAR) as u64)
+                }),
             }
         }
     }
@@ -332,29 +339,24 @@ extern "C" fn check_lock(_: Thd, _: *const Variable, save: *mut c_void, value: *
 
 extern "C" fn check_safe_slave(_: Thd, _: *const Variable, save: *mut c_void, value: *mut Value) -> c_int {
     guarded(|| {
-        let mut text = Vec::new();
         // SAFETY: the server gave the value to this check, which is running.
-        let number = unsafe {
-            if (*value).is_text() {
-                text = Value::text(value).unwrap_or_default();
-                None
-            } else {
-                Value::number(value)
-            }
+        let on = unsafe { Value::switch(value) };
+        let refusal = match on {
+            Some(false) => Ok(()),
+            Some(true) => lock::can_rest(),
+            None => Err(Failure::new(libc::EINVAL, "it is ON or OFF")),
         };
-        if number == Some(0) || text.eq_ignore_ascii_case(b"off") {
-            // SAFETY: the server gives room for a switch, which it reads as an int or less.
-            unsafe { *save.cast::<c_int>() = 0 };
-            return true;
+        match refusal {
+            Ok(()) => {
+                // SAFETY: the server gives room for a switch, which it reads as an int or less.
+                unsafe { *save.cast::<c_int>() = c_int::from(on == Some(true)) };
+                true
+            }
+            Err(failure) => {
+                refuse("safe_slave", if on.is_some() { b"ON" } else { b"..." }, &failure.text);
+                false
+            }
         }
-        let is_new = host::Server::here()
-            .is_some_and(|server| server.family == host::Family::MySql && server.version >= 80_000);
-        let statement = if is_new { "STOP REPLICA SQL_THREAD" } else { "STOP SLAVE SQL_THREAD" };
-        let why = format!(
-            "stop the SQL thread yourself for the backup ({statement}): the plugin cannot tell safely which channels              it would have to start again"
-        );
-        refuse("safe_slave", b"ON", &why);
-        false
     })
 }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::beside::{assignments, check_position, one, verify};
-use common::load::{self, Tally};
+use common::load::{self, Stop, Tally};
 use common::{How, Product, Server, failure};
 use mysql::prelude::Queryable;
 use mysql::{Conn, Row};
@@ -143,16 +143,135 @@ fn a_replica_from_a_copy_becomes_equal_to_its_source() {
     assert_eq!(load::sums(&mut source), load::sums(&mut replica));
     let rows = one(&mut replica, "SELECT MAX(n) FROM bank.sequence");
     assert_eq!(rows, tally.sequence.load(Ordering::SeqCst).to_string());
+    check_safe_slave(product, &copy, &mut source, port);
+    let at = catch_up(product, &mut source, &mut replica).max(at);
     check_replica(product, &copy, &mut replica, &at, port);
 }
 
-/// Ends the clients, also when a test fails.
-struct Stop<'a>(&'a Tally);
+/// Words for replication that servers have changed.
+fn replication(product: &Product, verb: &str) -> String {
+    format!("{verb} {}", if product.name == "mysql97" { "REPLICA" } else { "SLAVE" })
+}
 
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::Relaxed);
+/// Whether the SQL threads of the replica's channels run, by the channels' names.
+fn running(product: &Product, replica: &mut Conn) -> Vec<(String, String)> {
+    let show = if product.is_mariadb() {
+        "SHOW ALL SLAVES STATUS".into()
+    } else {
+        replication(product, "SHOW") + " STATUS"
+    };
+    let rows: Vec<Row> = replica.query(show).expect("the status");
+    let text = |row: &Row, names: [&str; 2]| -> String {
+        names.iter().find_map(|name| row.get::<Option<String>, _>(*name)).flatten().unwrap_or_default()
+    };
+    let channel = |row: &Row| {
+        let name = text(row, ["Connection_name", "Channel_Name"]);
+        (name, text(row, ["Slave_SQL_Running", "Replica_SQL_Running"]))
+    };
+    rows.iter().map(channel).collect()
+}
+
+/// With temporary tables of its source's there is no backup of a replica that shall be safe, and one without them is exact.
+/// Whatever happens, the SQL threads that were running run afterwards, and the others do not.
+fn check_safe_slave(product: &Product, server: &Server, source: &mut Conn, port: u16) {
+    let mut replica = server.connect();
+    // MySQL 5.6 has one channel only; the others have one without a source, and one that rests.
+    for (name, start) in [("it''s", true), ("east", false)] {
+        let (change, start) = match &*product.name {
+            "mysql56" => break,
+            "mysql97" => (
+                format!("CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1' FOR CHANNEL '{name}'"),
+                start.then(|| format!("START REPLICA SQL_THREAD FOR CHANNEL '{name}'")),
+            ),
+            _ => (
+                format!("CHANGE MASTER '{name}' TO MASTER_HOST='127.0.0.1'"),
+                start.then(|| format!("START SLAVE '{name}' SQL_THREAD")),
+            ),
+        };
+        [Some(change), start]
+            .iter()
+            .flatten()
+            .for_each(|s| replica.query_drop(s).unwrap_or_else(|e| panic!("{s}: {e}")));
     }
+    let before = running(product, &mut replica);
+    common::say(&format!("SQL threads: {before:?}"));
+    source.query_drop("SET SESSION binlog_format=STATEMENT").expect("set");
+    source.query_drop("CREATE TEMPORARY TABLE bank.passing (n INT)").expect("a table");
+    catch_up(product, source, &mut replica);
+    let open: Option<(String, u64)> =
+        replica.query_first(r"SHOW GLOBAL STATUS LIKE '%\_open\_temp\_tables'").expect("the status");
+    assert_eq!(open.expect("a row").1, 1, "the replica has no temporary table");
+    replica.query_drop("SET GLOBAL tokudb_backup_safe_slave=ON").expect("set");
+    let (at, late) = (server.room().join("safe"), server.room().join("late"));
+    let (_, text) = failure(&mut replica, &format!("SET tokudb_backup_dir='{}'", late.display()));
+    assert!(text.ends_with("within 0 s: its SQL thread holds temporary tables (1)"), "{text}");
+    assert_eq!(running(product, &mut replica), before);
+    replica.query_drop("SET GLOBAL tokudb_backup_safe_slave_timeout=30").expect("set");
+    let id = replica.connection_id();
+    let (tally, mut watcher) = (Tally::default(), server.connect());
+    std::thread::scope(|scope| {
+        let _stop = Stop(&tally);
+        scope.spawn(|| {
+            source.query_drop("USE bank").expect("a database");
+            for number in 1_000_000.. {
+                if tally.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let state = format!("SELECT STATE FROM information_schema.PROCESSLIST WHERE ID={id}");
+                if one(&mut watcher, &state).ends_with("Waiting for the SQL thread") {
+                    source.query_drop("DROP TEMPORARY TABLE IF EXISTS passing").expect("dropped");
+                }
+                source.query_drop(format!("INSERT INTO sequence VALUES ({number}, '')")).expect("inserted");
+            }
+        });
+        back_up(&mut replica, &at);
+    });
+    assert_eq!(running(product, &mut replica), before);
+    verify(&at);
+    let info = main_channel(&at);
+    assert!(info["exact"].starts_with("yes"), "{info:?}");
+    // Another replica goes on from the position that was told.
+    let data = at.join("mysql_data_dir");
+    let _ = std::fs::remove_file(data.join("auto.cnf"));
+    let how = networked(product, How::with(&["--log-bin=binlog", "--server-id=3"]), free_port());
+    let other = Server::start_on_copy(product, &how.and("--skip-slave-start"), &data);
+    let mut third = other.connect();
+    go_on(product, &mut third, &info, port);
+    catch_up(product, source, &mut third);
+    assert_eq!(load::sums(source), load::sums(&mut third));
+}
+
+/// What is told of the channel without a name.
+fn main_channel(backup: &Path) -> HashMap<String, String> {
+    let text = std::fs::read_to_string(backup.join("tokubackup_slave_info")).expect("it is there");
+    let paragraph = text.split("\n\n").find(|lines| lines.contains("channel=''")).expect("a channel");
+    let lines = paragraph.lines().filter_map(|line| line.split_once('='));
+    lines.map(|(key, value)| (key.to_owned(), value.trim_matches('\'').to_owned())).collect()
+}
+
+/// Has a replica forget how far it has come, and begin at a position.
+fn go_on(product: &Product, replica: &mut Conn, info: &HashMap<String, String>, port: u16) {
+    let (file, position) = (&info["source_log_file"], &info["source_log_position"]);
+    let statements = match &*product.name {
+        "mysql97" => vec![
+            "RESET REPLICA ALL".to_owned(),
+            format!(
+                "CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1', SOURCE_PORT={port}, SOURCE_USER='follower', \
+                 SOURCE_PASSWORD='SECRET-word', SOURCE_LOG_FILE='{file}', SOURCE_LOG_POS={position}, \
+                 GET_SOURCE_PUBLIC_KEY=1 FOR CHANNEL ''"
+            ),
+            "START REPLICA FOR CHANNEL ''".to_owned(),
+        ],
+        _ => vec![
+            format!(
+                "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={port}, MASTER_USER='follower', \
+                 MASTER_PASSWORD='SECRET-word', MASTER_LOG_FILE='{file}', MASTER_LOG_POS={position}{}",
+                if product.is_mariadb() { ", MASTER_USE_GTID=no" } else { "" }
+            ),
+            "START SLAVE".to_owned(),
+        ],
+    };
+    statements.iter().for_each(|s| replica.query_drop(s).unwrap_or_else(|e| panic!("{s}: {e}")));
 }
 
 /// What a backup of a replica at rest says of it.
@@ -164,14 +283,15 @@ fn check_replica(product: &Product, server: &Server, connection: &mut Conn, at: 
     back_up(connection, &backup);
     verify(&backup);
     let file = backup.join("tokubackup_slave_info");
+    let is_running = running(product, connection).iter().any(|(name, is)| name.is_empty() && is != "No");
+    assert!(!is_running, "what was stopped was started");
     let info = assignments(&file);
     let text = std::fs::read_to_string(&file).expect("it is text");
     assert!(!text.contains("SECRET"), "a password was written");
     let status = if product.name == "mysql97" { "SHOW REPLICA STATUS" } else { "SLAVE" };
     assert!(info["statement"].contains(status), "{info:?}");
-    if product.name == "mysql97" {
-        assert!(info["error"].contains("in tables"), "{info:?}");
-    } else {
+    {
+        let info = main_channel(&backup);
         let expected = [
             ("channel", String::new()),
             ("host", "127.0.0.1".into()),
@@ -187,6 +307,36 @@ fn check_replica(product: &Product, server: &Server, connection: &mut Conn, at: 
     }
     let restore = std::fs::read_to_string(backup.join("tokubackup_restore.txt")).expect("it is text");
     assert!(restore.contains("\n--relay-log="), "{restore}");
+}
+
+/// MariaDB 10.11, whose packages have a keyring that it can be started with.
+#[test]
+fn an_encrypted_log_tells_no_position_and_why() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted().filter(|product| product.name == "mariadb1011") else { return };
+    let keys = tempfile::tempdir().expect("a directory");
+    let file = keys.path().canonicalize().expect("resolved").join("keys");
+    std::fs::write(&file, "1;770A8A65DA156D24EE2A093277530142\n").expect("a key");
+    let how = How::usual().and("--plugin-load-add=file_key_management").and("--encrypt-binlog");
+    let how = how.and(format!("--file-key-management-filename={}", file.display()));
+    let server =
+        Server::start_after(product, &how, |data| product.give_plugin(data, "file_key_management.so"));
+    let mut connection = server.with_plugin();
+    connection.query_drop("CREATE DATABASE secret").expect("a database");
+    let backup = server.room().join("backup");
+    back_up(&mut connection, &backup);
+    verify(&backup);
+    let info = assignments(&backup.join("tokubackup_binlog_info"));
+    assert!(info["error"].contains("the binary log is encrypted"), "{info:?}");
+    assert!(!info.contains_key("position") && !info.contains_key("gtid_set"), "{info:?}");
+    let log = server.log();
+    assert!(log.contains("warning: the backup has no position in the binary log: "), "{log}");
+    assert!(log.contains(&format!("the keys in {} ", file.display())), "{log}");
+    // The copy is as good as any, with the keys.
+    let data = backup.join("mysql_data_dir");
+    product.give_plugin(&data, "file_key_management.so");
+    let copy = Server::start_on_copy(product, &how, &data);
+    assert_eq!(one(&mut copy.connect(), "SHOW DATABASES LIKE 'secret'"), "secret");
 }
 
 /// As docs/mysql.md has it.

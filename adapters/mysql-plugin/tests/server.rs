@@ -206,11 +206,15 @@ fn variables_are_as_documented() {
         .expect("set");
     let (code, text) = failure(&mut connection, "SET tokudb_backup_throttle=-1");
     assert_eq!(code, 1231, "{text}");
-    let (code, text) = failure(&mut connection, "SET GLOBAL tokudb_backup_safe_slave=ON");
-    assert_eq!(code, 1231);
-    let statement =
-        if product.name == "mysql97" { "STOP REPLICA SQL_THREAD" } else { "STOP SLAVE SQL_THREAD" };
-    assert!(text.contains(statement), "{text}");
+    for (value, is) in [("ON", 1), ("'off'", 0), ("TRUE", 1), ("0", 0)] {
+        connection.query_drop(format!("SET GLOBAL tokudb_backup_safe_slave={value}")).expect(value);
+        let now: Option<u64> = connection.query_first("SELECT @@tokudb_backup_safe_slave").expect("a row");
+        assert_eq!(now, Some(is), "{value}");
+    }
+    for value in ["'perhaps'", "2", "NULL"] {
+        let (code, text) = failure(&mut connection, &format!("SET GLOBAL tokudb_backup_safe_slave={value}"));
+        assert!(code == 1231 && text.ends_with("it is ON or OFF"), "{value}: {text}");
+    }
     // While it is there: a server without a binary log has no position.
     let directory = server.room().join("backup");
     back_up(&mut connection, &directory).expect("a backup");
@@ -349,7 +353,7 @@ fn the_plugin_comes_and_goes() {
 fn a_backup_is_watched_and_killed_from_other_sessions() {
     let _alone = common::alone();
     let Some(product) = Product::wanted() else { return };
-    let server = Server::start(product, &How::usual());
+    let mut server = Server::start(product, &How::usual());
     let mut slow = server.with_plugin();
     let mut other = server.connect();
     let (killed, busy) = (server.room().join("killed"), server.room().join("busy"));
@@ -372,6 +376,15 @@ fn a_backup_is_watched_and_killed_from_other_sessions() {
         }
         assert_eq!(status(&mut other, "state"), "running");
         assert_eq!(status(&mut other, "phase"), "copy");
+        let mut states = std::collections::HashSet::new();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            let shown: Vec<mysql::Row> = other.query("SHOW FULL PROCESSLIST").expect("the processlist");
+            let own = shown.iter().find(|row| row.get::<u32, _>("Id") == Some(id)).expect("the session");
+            states.insert(own.get::<Option<String>, _>("State").flatten());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(states.len() >= 4, "it was refreshed less than twice a second: {states:?}");
         let (code, text) = failure(&mut other, &format!("SET tokudb_backup_dir='{}'", busy.display()));
         assert_eq!(code, 1231);
         assert!(text.ends_with("Another backup is in progress."), "{text}");
@@ -400,4 +413,19 @@ fn a_backup_is_watched_and_killed_from_other_sessions() {
         backup.join().expect("no panic").expect("the backup");
         assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
     });
+    // The server shuts down beside one.
+    let late = server.room().join("late");
+    slow.query_drop("SET tokudb_backup_throttle=1000000").expect("set");
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(|| back_up(&mut slow, &late));
+        while status(&mut other, "phase") != "copy" {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let asked = Instant::now();
+        server.ask_to_stop();
+        backup.join().expect("no panic").expect_err("it cannot be complete");
+        assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?} to end", asked.elapsed());
+    });
+    server.stop();
+    assert!(late.join("mysql_data_dir.incomplete/HOTBACKUP-INCOMPLETE").is_dir(), "it looks complete");
 }

@@ -76,9 +76,16 @@ const TABLE: [Row; 15] = [
         true,
         Some("OFF"),
         None,
-        "on a replica, stop the SQL thread until it holds no temporary tables (not available in this version)",
+        "on a replica, have the SQL thread rest around the instant of the backup, when it holds no temporary tables",
     ),
-    ("safe_slave_timeout", false, true, Some("0"), Some((0, MOST)), "how many seconds safe_slave waits"),
+    (
+        "safe_slave_timeout",
+        false,
+        true,
+        Some("0"),
+        Some((0, MOST)),
+        "how many seconds safe_slave waits for that",
+    ),
     ("threads", true, true, Some("2"), Some((1, 64)), "threads that copy"),
     (
         "throttle",

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 
-use super::{Account, Refusal, Run};
+use super::{Account, Refusal, Rows, Run, texts};
 use crate::services::Service;
 
 type Handle = *mut c_void;
@@ -32,6 +32,20 @@ pub(super) struct Query {
 }
 
 #[repr(C)]
+pub(super) struct QueryResult {
+    store: extern "C" fn(Handle, *mut Handle) -> c_int,
+    free: extern "C" fn(Handle) -> c_int,
+    unused: [*const c_void; 3],
+    row: extern "C" fn(Handle, *mut *const *const c_char) -> c_int,
+}
+
+#[repr(C)]
+pub(super) struct FieldInfo {
+    unused: *const c_void,
+    columns: extern "C" fn(Handle, *mut c_uint) -> c_int,
+}
+
+#[repr(C)]
 pub(super) struct ErrorInfo {
     number: extern "C" fn(Handle, *mut c_uint) -> c_int,
     /// Copies the text to where the pointer leads, whatever its length.
@@ -48,6 +62,8 @@ pub(super) struct Services {
     factory: Service<Factory>,
     options: Service<Options>,
     query: Service<Query>,
+    results: Service<QueryResult>,
+    fields: Service<FieldInfo>,
     errors: Service<ErrorInfo>,
     thread: Service<Thread>,
 }
@@ -60,6 +76,8 @@ impl Services {
                 factory: Service::find(c"mysql_command_factory")?,
                 options: Service::find(c"mysql_command_options")?,
                 query: Service::find(c"mysql_command_query")?,
+                results: Service::find(c"mysql_command_query_result")?,
+                fields: Service::find(c"mysql_command_field_info")?,
                 errors: Service::find(c"mysql_command_error_info")?,
                 thread: Service::find(c"mysql_command_thread")?,
             })
@@ -94,13 +112,9 @@ pub(super) fn open((user, host): &Account) -> Option<Session> {
     (is_set && succeeded((services.factory.connect)(session.handle))).then_some(session)
 }
 
-impl Run for Session {
-    fn run(&mut self, statement: &str) -> Result<(), Refusal> {
+impl Session {
+    fn refusal(&self) -> Refusal {
         let services = &self.services;
-        let len = statement.len() as c_ulong;
-        if succeeded((services.query.query)(self.handle, statement.as_ptr().cast(), len)) {
-            return Ok(());
-        }
         let mut number = 0;
         (services.errors.number)(self.handle, &raw mut number);
         // Errors of the servers have 512 bytes at most.
@@ -109,7 +123,38 @@ impl Run for Session {
         (services.errors.text)(self.handle, &raw mut text);
         // SAFETY: it still leads to the room, which ends with a NUL.
         let text = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-        Err(Refusal { number, text })
+        Refusal { number, text }
+    }
+}
+
+impl Run for Session {
+    fn run(&mut self, statement: &str) -> Result<(), Refusal> {
+        let len = statement.len() as c_ulong;
+        match succeeded((self.services.query.query)(self.handle, statement.as_ptr().cast(), len)) {
+            true => Ok(()),
+            false => Err(self.refusal()),
+        }
+    }
+
+    fn rows(&mut self, statement: &str) -> Result<Rows, Refusal> {
+        self.run(statement)?;
+        let (results, mut result) = (&self.services.results, std::ptr::null_mut());
+        if !succeeded((results.store)(self.handle, &raw mut result)) || result.is_null() {
+            return Err(self.refusal());
+        }
+        let mut columns = 0;
+        (self.services.fields.columns)(result, &raw mut columns);
+        let mut rows = Rows::new();
+        loop {
+            let mut row = std::ptr::null();
+            if !succeeded((results.row)(result, &raw mut row)) || row.is_null() {
+                break;
+            }
+            // SAFETY: a row of the result, which has so many columns.
+            rows.push(unsafe { texts(row, columns as usize) });
+        }
+        (results.free)(result);
+        Ok(rows)
     }
 }
 

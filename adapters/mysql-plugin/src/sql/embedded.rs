@@ -6,41 +6,21 @@
 
 use std::ffi::{c_char, c_int};
 
-use super::{Refusal, Run};
-use crate::host::symbol;
+use super::{Refusal, Rows, Run};
 use crate::variable::Thd;
 
 /// Objects of 16 and 768 bytes are built in so much.
 type Room = [u64; 512];
 
-/// The classes' functions, whose first argument is the object.
-pub(super) struct Functions {
-    begin_thread: extern "C" fn() -> c_int,
-    end_thread: extern "C" fn(),
-    create: extern "C" fn(*mut Room) -> Thd,
-    destroy: extern "C" fn(*mut Room, Thd) -> bool,
-    connect: extern "C" fn(*mut Room, Thd),
-    run: extern "C" fn(*mut Room, *const c_char, usize) -> bool,
-    forget: extern "C" fn(*mut Room),
-}
-
-impl Functions {
-    #[expect(clippy::missing_transmute_annotations, reason = "each field says what its function is")]
-    pub(super) fn find() -> Option<Functions> {
-        use std::mem::transmute as function;
-        // SAFETY: what the names say that the functions take; a LEX_STRING by value is a pointer and a length.
-        unsafe {
-            Some(Functions {
-                begin_thread: function(symbol(&[c"my_thread_init"])?),
-                end_thread: function(symbol(&[c"my_thread_end"])?),
-                create: function(symbol(&[c"_ZN21Rpl_info_table_access10create_thdEv"])?),
-                destroy: function(symbol(&[c"_ZN21Rpl_info_table_access8drop_thdEP3THD"])?),
-                connect: function(symbol(&[c"_ZN13Ed_connectionC1EP3THD"])?),
-                run: function(symbol(&[c"_ZN13Ed_connection14execute_directE19st_mysql_lex_string"])?),
-                forget: function(symbol(&[c"_ZN13Ed_connection15free_old_resultEv"])?),
-            })
-        }
-    }
+// The classes' functions have the object for their first argument; a LEX_STRING by value is a pointer and a length.
+functions! {
+    begin_thread = c"my_thread_init": extern "C" fn() -> c_int;
+    end_thread = c"my_thread_end": extern "C" fn();
+    create = c"_ZN21Rpl_info_table_access10create_thdEv": extern "C" fn(*mut Room) -> Thd;
+    destroy = c"_ZN21Rpl_info_table_access8drop_thdEP3THD": extern "C" fn(*mut Room, Thd) -> bool;
+    connect = c"_ZN13Ed_connectionC1EP3THD": extern "C" fn(*mut Room, Thd);
+    run = c"_ZN13Ed_connection14execute_directE19st_mysql_lex_string": extern "C" fn(*mut Room, *const c_char, usize) -> bool;
+    forget = c"_ZN13Ed_connection15free_old_resultEv": extern "C" fn(*mut Room);
 }
 
 pub(super) struct Session {
@@ -69,6 +49,11 @@ impl Run for Session {
             true => Err(Refusal { number: 0, text: "the server refused".into() }),
             false => Ok(()),
         }
+    }
+
+    /// They lie in objects of the server's whose layout is not known here.
+    fn rows(&mut self, _: &str) -> Result<Rows, Refusal> {
+        Err(Refusal { number: 0, text: "this server gives a plugin no rows".into() })
     }
 }
 

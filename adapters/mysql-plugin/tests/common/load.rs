@@ -26,6 +26,15 @@ pub struct Tally {
     longest: AtomicU64,
 }
 
+/// Ends the clients when it goes, also when a test fails.
+pub struct Stop<'a>(pub &'a Tally);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What clients did since a moment.
 pub struct Pace {
     since: Instant,
@@ -88,6 +97,20 @@ pub fn start<'scope>(scope: &'scope Scope<'scope, '_>, server: &'scope Server, t
         server,
         tally,
         &[transfer, transfer, transfer, append, rewrite, write_without_transactions, define, resize],
+    );
+}
+
+/// The same, but the redo log keeps its size.
+pub fn start_but_resizing<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    server: &'scope Server,
+    tally: &'scope Tally,
+) {
+    run(
+        scope,
+        server,
+        tally,
+        &[transfer, transfer, transfer, append, rewrite, write_without_transactions, define],
     );
 }
 

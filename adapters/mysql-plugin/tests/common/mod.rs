@@ -60,6 +60,22 @@ impl Product {
         self.folder().join("usr/lib/mysql/plugin")
     }
 
+    /// Puts one of its own plugins where a server on this data directory will look for it.
+    pub fn give_plugin(&self, data: &Path, name: &str) {
+        let plugins = data.with_file_name("plugins");
+        std::fs::create_dir_all(&plugins).expect("a directory");
+        let of_server = self.plugins().join(name);
+        let found = if of_server.exists() { of_server } else { self.service().join(name) };
+        std::fs::copy(&found, plugins.join(name)).unwrap_or_else(|e| panic!("{}: {e}", found.display()));
+    }
+
+    /// The plugins of MariaDB 10.11 that another package has.
+    fn service(&self) -> PathBuf {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/servers/fetch");
+        let output = Command::new(script).arg(format!("{}-service", self.name)).output().expect("the script");
+        PathBuf::from(String::from_utf8(output.stdout).expect("UTF-8").trim()).join("usr/lib/mysql/plugin")
+    }
+
     /// A copy of it that everybody may read, which says of the homes of root that not everybody can.
     pub fn copy_to(&self, folder: &Path) -> Product {
         std::fs::create_dir(folder).expect("a directory");
@@ -175,7 +191,13 @@ impl Server {
 
     fn on(product: &Product, how: &How, scratch: tempfile::TempDir, data: PathBuf) -> Server {
         let plugins = scratch.path().join("plugins");
-        std::fs::create_dir(&plugins).expect("a directory");
+        std::fs::create_dir_all(&plugins).expect("a directory");
+        // What a test has put beside the data.
+        for given in std::fs::read_dir(data.with_file_name("plugins")).into_iter().flatten().flatten() {
+            if given.path().parent() != Some(&plugins) {
+                std::fs::copy(given.path(), plugins.join(given.file_name())).expect("a plugin");
+            }
+        }
         std::fs::copy(library("libtokudb_backup.so"), plugins.join("tokudb_backup.so")).expect("the plugin");
         let log = File::create(scratch.path().join("log")).expect("a log");
         let place = |option: &str, path: &Path| format!("--{option}={}", path.display());
@@ -276,13 +298,18 @@ impl Server {
         &self.data
     }
 
-    /// Shuts it down; its data stays as long as this.
-    pub fn stop(&mut self) {
+    /// Tells it to shut down.
+    pub fn ask_to_stop(&mut self) {
         let pid = libc::pid_t::try_from(self.process.id()).unwrap_or(0);
         if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
             // SAFETY: sends a signal to a child that was not waited for.
             unsafe { libc::kill(pid, libc::SIGTERM) };
         }
+    }
+
+    /// Shuts it down; its data stays as long as this.
+    pub fn stop(&mut self) {
+        self.ask_to_stop();
         let begun = Instant::now();
         while self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
             if begun.elapsed() > Duration::from_secs(30) {
