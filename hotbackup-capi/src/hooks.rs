@@ -4,16 +4,20 @@
 //! otherwise, so bad ones fail (or crash) as they would without us. A call that changes nothing goes straight through.
 //! What is left out on purpose stands in `left_out.txt` with its reason; a test holds the table against the C library.
 //!
-//! `open` is variadic in C. Its fixed definition here passes the third argument on whether it was given or not, which
-//! is right where variadic integers travel in registers (x86-64 and aarch64 Linux).
+//! `by SYS_x` says that the system call takes the same arguments, so that `syscall` by that number means the same. A row
+//! without a name is a system call that the C library has no function for, or one with other arguments.
+//!
+//! `open` and `ioctl` are variadic in C. Their fixed definitions here pass the third argument on whether it was given or not,
+//! which is right where variadic integers travel in registers (x86-64 and aarch64 Linux).
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
 use hotbackup::intercept::{At, Change, ErrorNumber};
 use libc::{dev_t, gid_t, iovec, mode_t, off64_t, size_t, ssize_t, timespec, timeval, uid_t, utimbuf};
 
+use crate::control::Control;
 use crate::meaning::{
-    self, ByNumber, Destroys, Ends, EndsMany, Leaves, Meaning, Moves, Prepared, Reaps, Submits,
+    self, ByNumber, Destroys, Ends, EndsMany, Leaves, Meaning, Moves, Prepared, Reaps, Register, Submits,
 };
 use crate::real::{Real, Unavailable, get_errno, set_errno};
 
@@ -24,10 +28,13 @@ pub(crate) struct Hook {
     pub(crate) real: &'static Real,
 }
 
-/// Defines every hook and lists it in [`TABLE`].
+/// Defines every hook and lists it in [`TABLE`], and what a call by number means.
 macro_rules! hooks {
-    ($( [$($name:ident)|+] $args:tt -> $result:ty => $meaning:expr $(, or $syscall:ident $($negated:ident)?)?; )*) => {
-        $( hooks!(@each [$($name)+] $args $result, $meaning, [$($syscall $($negated)?)?]); )*
+    ($(
+        [$($name:ident)|*] $args:tt -> $result:ty => $meaning:expr
+            $(, by $($number:ident)|+)? $(, or $syscall:ident $($negated:ident)?)?;
+    )*) => {
+        $( hooks!(@each [$($name)*] $args $result, $meaning, [$($syscall $($negated)?)?]); )*
 
         /// Every replaced function.
         pub(crate) static TABLE: &[Hook] = &[
@@ -35,12 +42,37 @@ macro_rules! hooks {
                 name: c_name(concat!(stringify!($name), "\0")),
                 ours: $name::OURS,
                 real: &$name::REAL,
-            }, )+ )*
+            }, )* )*
         ];
+
+        /// Makes the system call `real`, of which the table says what it means.
+        #[inline(always)]
+        pub(crate) fn pass_by_number(
+            number: c_long,
+            registers: [usize; 6],
+            real: impl FnOnce() -> c_long,
+        ) -> c_long {
+            match number {
+                $( $( $(crate::numbers::$number)|+ => by_number!(registers, $args, $meaning, real), )? )*
+                _ => real(),
+            }
+        }
     };
-    (@each [$($name:ident)+] $args:tt $result:ty, $meaning:expr, $syscall:tt) => {
-        $( hook!($name $args $result, $meaning, $syscall); )+
+    (@each [$($name:ident)*] $args:tt $result:ty, $meaning:expr, $syscall:tt) => {
+        $( hook!($name $args $result, $meaning, $syscall); )*
     };
+}
+
+/// The meaning of a system call, whose arguments come in registers.
+macro_rules! by_number {
+    ($registers:ident, ($($arg:ident: $type:ty),*), $meaning:expr, $real:ident) => {{
+        let mut registers = $registers.into_iter();
+        $(
+            #[allow(unused_variables, reason = "most meanings need some of the arguments")]
+            let $arg = <$type as Register>::read(registers.next().unwrap_or(0));
+        )*
+        Meaning::<c_long>::pass($meaning, $real)
+    }};
 }
 
 /// Defines one hook in a module of its own name.
@@ -103,44 +135,49 @@ macro_rules! missing {
 hooks! {
     // Opening: only what creates or empties a file changes anything.
     [open | open64 | __open | __open64](path: *const c_char, flags: c_int, mode: mode_t) -> c_int
-        => meaning::opening(At::cwd(path), flags);
+        => meaning::opening(At::cwd(path), flags), by SYS_open;
     [__open_2 | __open64_2](path: *const c_char, flags: c_int) -> c_int
         => meaning::opening(At::cwd(path), flags);
     [openat | openat64](dir: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int
-        => meaning::opening(At::new(dir, path), flags);
+        => meaning::opening(At::new(dir, path), flags), by SYS_openat;
     [__openat_2 | __openat64_2](dir: c_int, path: *const c_char, flags: c_int) -> c_int
         => meaning::opening(At::new(dir, path), flags);
     [creat | creat64](path: *const c_char, mode: mode_t) -> c_int
-        => Change::Open { file: At::cwd(path), flags: libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC };
+        => Change::Open { file: At::cwd(path), flags: libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC }, by SYS_creat;
     [open_by_handle_at](mount: c_int, handle: *mut c_void, flags: c_int) -> c_int
-        => meaning::opening_by_handle(mount, flags);
+        => meaning::opening_by_handle(mount, flags), by SYS_open_by_handle_at;
+
+    [](dir: c_int, path: *const c_char, how: *const u64, len: size_t) -> c_long
+        => meaning::opening_how(dir, path, how), by SYS_openat2;
 
     // Descriptors that end or come to stand for another file.
-    [close | __close](fd: c_int) -> c_int => Ends(fd);
-    [dup2 | __dup2](old: c_int, new: c_int) -> c_int => Ends(new);
-    [dup3](old: c_int, new: c_int, flags: c_int) -> c_int => Ends(new);
+    [close | __close](fd: c_int) -> c_int => Ends(fd), by SYS_close;
+    [dup2 | __dup2](old: c_int, new: c_int) -> c_int => Ends(new), by SYS_dup2;
+    [dup3](old: c_int, new: c_int, flags: c_int) -> c_int => Ends(new), by SYS_dup3;
     [close_range](first: c_uint, last: c_uint, flags: c_int) -> c_int
-        => EndsMany, or SYS_close_range;
+        => EndsMany, by SYS_close_range, or SYS_close_range;
     [closefrom](first: c_int) -> () => EndsMany;
     [lseek | lseek64 | __lseek](fd: c_int, offset: off64_t, whence: c_int) -> off64_t
-        => Moves(fd), or SYS_lseek;
+        => Moves(fd), by SYS_lseek, or SYS_lseek;
 
     // Bytes.
-    [write | __write](fd: c_int, bytes: *const c_void, len: size_t) -> ssize_t => Change::Write { fd };
-    [writev](fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t => Change::Write { fd };
+    [write | __write](fd: c_int, bytes: *const c_void, len: size_t) -> ssize_t => Change::Write { fd }, by SYS_write;
+    [writev](fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t => Change::Write { fd }, by SYS_writev;
     [pwrite | pwrite64 | __pwrite64](fd: c_int, bytes: *const c_void, len: size_t, at: off64_t) -> ssize_t
-        => Change::WriteAt { fd, at };
+        => Change::WriteAt { fd, at }, by SYS_pwrite64;
     [pwritev | pwritev64](fd: c_int, pieces: *const iovec, count: c_int, at: off64_t) -> ssize_t
-        => Change::WriteAt { fd, at };
+        => Change::WriteAt { fd, at }, by SYS_pwritev;
     [pwritev2 | pwritev64v2](fd: c_int, pieces: *const iovec, count: c_int, at: off64_t, flags: c_int) -> ssize_t
         => meaning::writing(fd, at, flags);
+    [](fd: c_int, pieces: *const iovec, count: c_int, at: off64_t, high: usize, flags: c_int) -> c_long
+        => meaning::writing(fd, at, flags), by SYS_pwritev2;
     [copy_file_range](from: c_int, from_at: *mut off64_t, fd: c_int, at: *mut off64_t, len: size_t, flags: c_uint)
-        -> ssize_t => meaning::writing_at_pointer(fd, at), or SYS_copy_file_range;
+        -> ssize_t => meaning::writing_at_pointer(fd, at), by SYS_copy_file_range, or SYS_copy_file_range;
     // The kernel takes no input from which it would have to wait (splice_direct_to_actor refuses what cannot seek).
     [sendfile | sendfile64](fd: c_int, from: c_int, at: *mut off64_t, len: size_t) -> ssize_t
-        => Change::Write { fd };
+        => Change::Write { fd }, by SYS_sendfile;
     [splice](from: c_int, from_at: *mut off64_t, fd: c_int, at: *mut off64_t, len: size_t, flags: c_uint) -> ssize_t
-        => meaning::Splice { from, from_at, fd, at, len, flags };
+        => meaning::Splice { from, from_at, fd, at, len, flags }, by SYS_splice;
 
     // Writes that go on behind the call, through libaio or by number.
     [io_submit](ring: *mut c_void, count: c_long, requests: *mut *mut c_void) -> c_int
@@ -155,47 +192,51 @@ hooks! {
     [io_uring_submit_and_wait](ring: *mut c_void, least: c_uint) -> c_int => Prepared { handle: ring as usize };
     [io_uring_queue_exit](ring: *mut c_void) -> () => Leaves { handle: ring as usize };
     [syscall](number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long
-        => ByNumber { number, a, b, c, d };
+        => ByNumber { number, registers: [a, b, c, d, e, f] };
+
+    // Bytes, flags and names by what each filesystem has of its own. The function is variadic, as `open` is.
+    [ioctl](fd: c_int, request: c_ulong, argument: usize) -> c_int
+        => Control { fd, request, argument }, by SYS_ioctl;
 
     // Sizes.
-    [ftruncate | ftruncate64](fd: c_int, len: off64_t) -> c_int => Change::Resize { fd, len };
+    [ftruncate | ftruncate64](fd: c_int, len: off64_t) -> c_int => Change::Resize { fd, len }, by SYS_ftruncate;
     [truncate | truncate64](path: *const c_char, len: off64_t) -> c_int
-        => Change::ResizePath { file: At::cwd(path), len };
+        => Change::ResizePath { file: At::cwd(path), len }, by SYS_truncate;
     [fallocate | fallocate64](fd: c_int, mode: c_int, at: off64_t, len: off64_t) -> c_int
-        => Change::Allocate { fd, mode, at, len };
+        => Change::Allocate { fd, mode, at, len }, by SYS_fallocate;
     [posix_fallocate | posix_fallocate64](fd: c_int, at: off64_t, len: off64_t) -> ErrorNumber
         => Change::Allocate { fd, mode: 0, at, len };
 
     // Names that move or go.
     [rename](from: *const c_char, to: *const c_char) -> c_int
-        => Change::Rename { from: At::cwd(from), to: At::cwd(to) };
+        => Change::Rename { from: At::cwd(from), to: At::cwd(to) }, by SYS_rename;
     [renameat](from_dir: c_int, from: *const c_char, to_dir: c_int, to: *const c_char) -> c_int
-        => Change::Rename { from: At::new(from_dir, from), to: At::new(to_dir, to) };
+        => Change::Rename { from: At::new(from_dir, from), to: At::new(to_dir, to) }, by SYS_renameat;
     [renameat2](from_dir: c_int, from: *const c_char, to_dir: c_int, to: *const c_char, flags: c_uint) -> c_int
-        => Change::Rename { from: At::new(from_dir, from), to: At::new(to_dir, to) }, or SYS_renameat2;
-    [unlink | remove | rmdir](path: *const c_char) -> c_int => Change::Remove { name: At::cwd(path) };
+        => Change::Rename { from: At::new(from_dir, from), to: At::new(to_dir, to) }, by SYS_renameat2, or SYS_renameat2;
+    [unlink | remove | rmdir](path: *const c_char) -> c_int => Change::Remove { name: At::cwd(path) }, by SYS_unlink | SYS_rmdir;
     [unlinkat](dir: c_int, path: *const c_char, flags: c_int) -> c_int
-        => Change::Remove { name: At::new(dir, path) };
+        => Change::Remove { name: At::new(dir, path) }, by SYS_unlinkat;
 
     // Names that come.
     [link](from: *const c_char, to: *const c_char) -> c_int
-        => Change::Link { from: At::cwd(from), to: At::cwd(to), follow: false };
+        => Change::Link { from: At::cwd(from), to: At::cwd(to), follow: false }, by SYS_link;
     [linkat](from_dir: c_int, from: *const c_char, to_dir: c_int, to: *const c_char, flags: c_int) -> c_int
         => Change::Link {
             from: At::new(from_dir, from),
             to: At::new(to_dir, to),
             follow: flags & libc::AT_SYMLINK_FOLLOW != 0,
-        };
-    [symlink](target: *const c_char, path: *const c_char) -> c_int => Change::Create { name: At::cwd(path) };
+        }, by SYS_linkat;
+    [symlink](target: *const c_char, path: *const c_char) -> c_int => Change::Create { name: At::cwd(path) }, by SYS_symlink;
     [symlinkat](target: *const c_char, dir: c_int, path: *const c_char) -> c_int
-        => Change::Create { name: At::new(dir, path) };
-    [mkdir | mkfifo](path: *const c_char, mode: mode_t) -> c_int => Change::Create { name: At::cwd(path) };
+        => Change::Create { name: At::new(dir, path) }, by SYS_symlinkat;
+    [mkdir | mkfifo](path: *const c_char, mode: mode_t) -> c_int => Change::Create { name: At::cwd(path) }, by SYS_mkdir;
     [mkdirat | mkfifoat](dir: c_int, path: *const c_char, mode: mode_t) -> c_int
-        => Change::Create { name: At::new(dir, path) };
+        => Change::Create { name: At::new(dir, path) }, by SYS_mkdirat;
     [mknod](path: *const c_char, mode: mode_t, device: dev_t) -> c_int
-        => Change::Create { name: At::cwd(path) };
+        => Change::Create { name: At::cwd(path) }, by SYS_mknod;
     [mknodat](dir: c_int, path: *const c_char, mode: mode_t, device: dev_t) -> c_int
-        => Change::Create { name: At::new(dir, path) }, or SYS_mknodat;
+        => Change::Create { name: At::new(dir, path) }, by SYS_mknodat, or SYS_mknodat;
     [__xmknod](version: c_int, path: *const c_char, mode: mode_t, device: *mut dev_t) -> c_int
         => Change::Create { name: At::cwd(path) };
     [__xmknodat](version: c_int, dir: c_int, path: *const c_char, mode: mode_t, device: *mut dev_t) -> c_int
@@ -208,42 +249,48 @@ hooks! {
     [mkdtemp](template: *mut c_char) -> *mut c_char => Change::Create { name: At::cwd(template) };
 
     // Modes and owners.
-    [chmod](path: *const c_char, mode: mode_t) -> c_int => meaning::attributes(At::cwd(path), true);
+    [chmod](path: *const c_char, mode: mode_t) -> c_int => meaning::attributes(At::cwd(path), true), by SYS_chmod;
     [lchmod](path: *const c_char, mode: mode_t) -> c_int => meaning::attributes(At::cwd(path), false);
-    [fchmod](fd: c_int, mode: mode_t) -> c_int => Change::Attributes { fd };
+    [fchmod](fd: c_int, mode: mode_t) -> c_int => Change::Attributes { fd }, by SYS_fchmod;
     [fchmodat](dir: c_int, path: *const c_char, mode: mode_t, flags: c_int) -> c_int
-        => meaning::attributes_at(dir, path, flags);
+        => meaning::attributes_at(dir, path, flags), by SYS_fchmodat2;
+    [](dir: c_int, path: *const c_char, mode: mode_t) -> c_long
+        => meaning::attributes_at(dir, path, 0), by SYS_fchmodat;
     [chown](path: *const c_char, owner: uid_t, group: gid_t) -> c_int
-        => meaning::attributes(At::cwd(path), true);
+        => meaning::attributes(At::cwd(path), true), by SYS_chown;
     [lchown](path: *const c_char, owner: uid_t, group: gid_t) -> c_int
-        => meaning::attributes(At::cwd(path), false);
-    [fchown](fd: c_int, owner: uid_t, group: gid_t) -> c_int => Change::Attributes { fd };
+        => meaning::attributes(At::cwd(path), false), by SYS_lchown;
+    [fchown](fd: c_int, owner: uid_t, group: gid_t) -> c_int => Change::Attributes { fd }, by SYS_fchown;
     [fchownat](dir: c_int, path: *const c_char, owner: uid_t, group: gid_t, flags: c_int) -> c_int
-        => meaning::attributes_at(dir, path, flags);
+        => meaning::attributes_at(dir, path, flags), by SYS_fchownat;
 
     // Times.
-    [utime](path: *const c_char, times: *const utimbuf) -> c_int => meaning::attributes(At::cwd(path), true);
-    [utimes](path: *const c_char, times: *const timeval) -> c_int => meaning::attributes(At::cwd(path), true);
+    [utime](path: *const c_char, times: *const utimbuf) -> c_int => meaning::attributes(At::cwd(path), true), by SYS_utime;
+    [utimes](path: *const c_char, times: *const timeval) -> c_int => meaning::attributes(At::cwd(path), true), by SYS_utimes;
     [lutimes](path: *const c_char, times: *const timeval) -> c_int
         => meaning::attributes(At::cwd(path), false);
     [futimes](fd: c_int, times: *const timeval) -> c_int => Change::Attributes { fd };
     [futimens](fd: c_int, times: *const timespec) -> c_int => Change::Attributes { fd };
     [futimesat](dir: c_int, path: *const c_char, times: *const timeval) -> c_int
-        => meaning::attributes_at(dir, path, 0);
+        => meaning::attributes_at(dir, path, 0), by SYS_futimesat;
     [utimensat](dir: c_int, path: *const c_char, times: *const timespec, flags: c_int) -> c_int
-        => meaning::attributes_at(dir, path, flags);
+        => meaning::attributes_at(dir, path, flags), by SYS_utimensat;
 
     // Extended attributes, and with them ACLs and capabilities.
     [setxattr](path: *const c_char, name: *const c_char, value: *const c_void, len: size_t, flags: c_int) -> c_int
-        => meaning::attributes(At::cwd(path), true);
+        => meaning::attributes(At::cwd(path), true), by SYS_setxattr;
     [lsetxattr](path: *const c_char, name: *const c_char, value: *const c_void, len: size_t, flags: c_int) -> c_int
-        => meaning::attributes(At::cwd(path), false);
+        => meaning::attributes(At::cwd(path), false), by SYS_lsetxattr;
     [fsetxattr](fd: c_int, name: *const c_char, value: *const c_void, len: size_t, flags: c_int) -> c_int
-        => Change::Attributes { fd };
-    [removexattr](path: *const c_char, name: *const c_char) -> c_int => meaning::attributes(At::cwd(path), true);
+        => Change::Attributes { fd }, by SYS_fsetxattr;
+    [removexattr](path: *const c_char, name: *const c_char) -> c_int => meaning::attributes(At::cwd(path), true), by SYS_removexattr;
     [lremovexattr](path: *const c_char, name: *const c_char) -> c_int
-        => meaning::attributes(At::cwd(path), false);
-    [fremovexattr](fd: c_int, name: *const c_char) -> c_int => Change::Attributes { fd };
+        => meaning::attributes(At::cwd(path), false), by SYS_lremovexattr;
+    [fremovexattr](fd: c_int, name: *const c_char) -> c_int => Change::Attributes { fd }, by SYS_fremovexattr;
+    [](dir: c_int, path: *const c_char, flags: c_int, name: *const c_char, value: *const c_void, len: size_t) -> c_long
+        => meaning::attributes_at(dir, path, flags), by SYS_setxattrat | SYS_removexattrat;
+    [](dir: c_int, path: *const c_char, attributes: *const c_void, len: size_t, flags: c_int) -> c_long
+        => meaning::attributes_at(dir, path, flags), by SYS_file_setattr;
 }
 
 const fn c_name(name: &'static str) -> &'static CStr {

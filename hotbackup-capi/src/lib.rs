@@ -9,12 +9,14 @@
 compile_error!("the hooks know the spellings and the ABI of 64-bit Linux only");
 
 pub mod api;
+mod control;
 pub mod declarations;
 mod elf;
 mod guard;
 mod hooks;
 mod live;
 mod meaning;
+mod numbers;
 mod options;
 mod real;
 mod reports;

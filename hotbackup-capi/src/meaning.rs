@@ -10,6 +10,7 @@ use std::ptr;
 use hotbackup::intercept::{self, At, Change, Outcome};
 use libc::{iovec, off64_t, size_t, ssize_t};
 
+use crate::hooks::pass_by_number;
 use crate::real::{get_errno, set_errno};
 
 /// How a call passes through the engine.
@@ -93,13 +94,42 @@ pub(crate) struct Leaves {
     pub(crate) handle: usize,
 }
 
-/// `syscall`, of which the calls of native AIO are captured. The result and the error are not those of libaio's functions.
+/// `syscall`: the table says what the number means, but for the calls of native AIO, whose result and error are not those of
+/// libaio's functions.
 pub(crate) struct ByNumber {
     pub(crate) number: c_long,
-    pub(crate) a: usize,
-    pub(crate) b: usize,
-    pub(crate) c: usize,
-    pub(crate) d: usize,
+    pub(crate) registers: [usize; 6],
+}
+
+/// An argument as the kernel takes it out of a register: it looks at no more of it than its type has.
+pub(crate) trait Register {
+    fn read(register: usize) -> Self;
+}
+
+macro_rules! registers {
+    ($($t:ty),*) => {$(
+        impl Register for $t {
+            #[inline(always)]
+            fn read(register: usize) -> Self {
+                register as $t
+            }
+        }
+    )*};
+}
+registers!(c_int, c_uint, off64_t, u64, usize);
+
+impl<T> Register for *const T {
+    #[inline(always)]
+    fn read(register: usize) -> Self {
+        register as *const T
+    }
+}
+
+impl<T> Register for *mut T {
+    #[inline(always)]
+    fn read(register: usize) -> Self {
+        register as *mut T
+    }
 }
 
 /// The number of io_pgetevents(2), which libc does not have for every architecture.
@@ -177,13 +207,14 @@ impl Meaning<()> for Leaves {
 impl Meaning<c_long> for ByNumber {
     #[inline(always)]
     fn pass(self, real: impl FnOnce() -> c_long) -> c_long {
-        let ByNumber { number, a: ring, b, c, d } = self;
+        let ByNumber { number, registers } = self;
+        let [ring, b, c, d, ..] = registers;
         let is_new = |argument| WITHIN.get() != (ring, argument);
         match number {
             libc::SYS_io_submit if is_new(c) => Submits { ring, count: b, requests: c }.pass(real),
             libc::SYS_io_getevents | SYS_IO_PGETEVENTS if is_new(d) => Reaps { ring, events: d }.pass(real),
             libc::SYS_io_destroy if is_new(0) => Destroys { ring }.pass(real),
-            _ => real(),
+            _ => pass_by_number(number, registers, real),
         }
     }
 }
@@ -195,12 +226,36 @@ pub(crate) fn opening(file: At, flags: c_int) -> Option<Change> {
     changes.then_some(Change::Open { file, flags })
 }
 
+/// A change of bytes of which nobody knows where they are. Its path can be read by nobody.
+#[inline(always)]
+pub(crate) fn anywhere() -> Change {
+    Change::ResizePath { file: At::cwd(ptr::null()), len: 0 }
+}
+
 /// `open_by_handle_at`: it creates nothing, but may empty the file; which one, the resulting descriptor tells.
 #[inline(always)]
 pub(crate) fn opening_by_handle(mount: c_int, flags: c_int) -> Option<Change> {
     let change = Change::Open { file: At::new(mount, c"".as_ptr()), flags: libc::O_TRUNC };
     (flags & libc::O_TRUNC != 0).then_some(change)
 }
+
+/// `openat2`, whose flags lie in the caller's memory (`struct open_how`: flags, mode, how the path is resolved).
+#[inline(always)]
+pub(crate) fn opening_how(dir: c_int, path: *const c_char, how: *const u64) -> Option<Change> {
+    let anything = libc::O_CREAT | libc::O_TRUNC;
+    if !intercept::is_capturing() {
+        return Some(Change::Open { file: At::new(dir, path), flags: anything });
+    }
+    let Some([flags, _, resolve]) = peek::<[u64; 3]>(how.cast()) else {
+        return Some(Change::Open { file: At::new(dir, path), flags: anything });
+    };
+    // Within a root of its own the path means something else to us: then nobody knows what the call is about.
+    let path = if resolve & RESOLVE_IN_ROOT == 0 { path } else { ptr::null() };
+    opening(At::new(dir, path), flags as c_int)
+}
+
+/// A flag of openat2(2).
+const RESOLVE_IN_ROOT: u64 = 0x10;
 
 /// Flags of `pwritev2` that do not say where the bytes go (preadv2(2); the last two are younger than libc's names).
 const RWF_ELSEWHERE: c_int =
@@ -257,11 +312,11 @@ pub(crate) struct Splice {
     pub(crate) flags: c_uint,
 }
 
-impl Meaning<ssize_t> for Splice {
+impl<R: Outcome + From<i8>> Meaning<R> for Splice {
     #[inline(always)]
-    fn pass(self, real: impl FnOnce() -> ssize_t) -> ssize_t {
+    fn pass(self, real: impl FnOnce() -> R) -> R {
         if intercept::is_capturing() && self.may_wait() && !wait_for_input(self.from) {
-            return -1;
+            return R::from(-1);
         }
         intercept::around(writing_at_pointer(self.fd, self.at), real)
     }
@@ -300,15 +355,16 @@ fn wait_for_input(pipe: c_int) -> bool {
     true
 }
 
-/// Reads an offset by way of the kernel, because the pointer may be anything. errno stays as it is.
+/// Reads a value of plain numbers by way of the kernel, because the pointer may be anything. errno stays as it is.
 #[cold]
-fn peek(at: *const off64_t) -> Option<off64_t> {
+pub(crate) fn peek<T: Copy + Default>(at: *const T) -> Option<T> {
     let errno = get_errno();
-    let mut value: off64_t = 0;
-    let size = size_of::<off64_t>();
+    let mut value = T::default();
+    let size = size_of::<T>();
     let ours = iovec { iov_base: (&raw mut value).cast(), iov_len: size };
     let theirs = iovec { iov_base: at.cast_mut().cast::<c_void>(), iov_len: size };
-    // SAFETY: `ours` is writable for its length; the kernel checks `theirs` and fails with EFAULT if it is not readable.
+    // SAFETY: `ours` is writable for its length, and its type holds any bytes; the kernel checks `theirs` and fails with EFAULT if
+    // it is not readable.
     let read = unsafe { libc::process_vm_readv(libc::getpid(), &ours, 1, &theirs, 1, 0) };
     set_errno(errno);
     (usize::try_from(read) == Ok(size)).then_some(value)

@@ -17,7 +17,7 @@ fn table() -> Names {
         rows.filter(|row| !row.starts_with("//")).filter_map(|row| row.strip_prefix('[')?.split_once("]("));
     heads
         .flat_map(|(names, _)| names.split('|').map(|name| name.trim().to_owned()))
-        .filter(|name| !name.contains('$'))
+        .filter(|name| !name.is_empty() && !name.contains('$'))
         .collect()
 }
 

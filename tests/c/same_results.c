@@ -7,15 +7,18 @@
  * The calls of a session come in before_cut, when everything was copied, so that what they change has to be seen. */
 #include "common.h"
 #include <stdarg.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
 #include <utime.h>
 
-static char results[1 << 18];
+static char results[1 << 20];
 static size_t length;
 
 static void note(const char *call, long result) {
@@ -42,6 +45,17 @@ ssize_t __write(int fd, const void *bytes, size_t len);
 ssize_t __pwrite64(int fd, const void *bytes, size_t len, off64_t at);
 int __close(int fd);
 int __dup2(int old, int new);
+
+#ifndef SYS_fchmodat2
+#define SYS_fchmodat2 452
+#endif
+#ifndef SYS_setxattrat
+#define SYS_setxattrat 463
+#define SYS_removexattrat 466
+#endif
+#ifndef SYS_file_setattr
+#define SYS_file_setattr 469
+#endif
 
 static void opening(void) {
     const char *paths[] = {"a", "a", "missing/x", "a/x", "", ".", "/", "loop", "fifo-nobody", NIL, BAD};
@@ -130,6 +144,79 @@ static void writing(int fd) {
     R(futimesat(fd, NIL, NIL));
     R(fchmodat(fd, "", 0640, 0));
     R(fchownat(fd, "", (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH));
+}
+
+/* The same by number: the results of the kernel, and errno set by `syscall`. */
+static void by_number(int fd) {
+    struct iovec good[2] = {{"abc", 3}, {"defg", 4}}, bad[1] = {{BAD, 4}};
+    struct { uint64_t flags, mode, resolve; } how = {O_RDWR, 0, 0}, wrong_how = {O_RDWR, 0600, 77};
+    off64_t at = 5;
+    int got;
+    R(syscall(SYS_write, fd, "hello", 5));
+    R(syscall(SYS_write, fd, BAD, 5));
+    R(syscall(SYS_writev, fd, good, 2));
+    R(syscall(SYS_writev, fd, bad, 1));
+    R(syscall(SYS_pwrite64, fd, "hello", 5, -1));
+    R(syscall(SYS_pwritev, fd, good, 2, 10, 0));
+    R(syscall(SYS_pwritev2, fd, good, 2, -1, 0, 0));
+    R(syscall(SYS_pwritev2, fd, good, 2, 0, 0, 0x4000));
+    R(syscall(SYS_ftruncate, fd, 100));
+    R(syscall(SYS_ftruncate, fd, -1));
+    R(syscall(SYS_fallocate, fd, 0x4000, 0, 4096));
+    R(syscall(SYS_copy_file_range, fd, &at, fd, BAD, 10, 0));
+    R(syscall(SYS_sendfile, fd, fd, BAD, 10));
+    R(syscall(SYS_splice, fd, BAD, fd, NIL, 10, 0));
+    R(syscall(SYS_lseek, fd, 0, SEEK_CUR));
+    R(syscall(SYS_fchmod, fd, 0640));
+    R(syscall(SYS_fchmodat2, fd, "", 0640, AT_EMPTY_PATH));
+    R(syscall(SYS_fchmodat2, fd, NIL, 0640, 0));
+    R(syscall(SYS_setxattrat, fd, "", AT_EMPTY_PATH, "user.x", BAD, 16));
+    R(syscall(SYS_removexattrat, fd, NIL, 0, "user.x"));
+    R(syscall(SYS_file_setattr, fd, "", BAD, 24, AT_EMPTY_PATH));
+    R((got = (int)syscall(SYS_openat2, fd, "a", &how, sizeof how)) >= 0);
+    if (got >= 0) close(got);
+    R(syscall(SYS_openat2, fd, "a", &wrong_how, sizeof wrong_how));
+    R(syscall(SYS_openat2, fd, "a", BAD, sizeof how));
+    R(syscall(SYS_openat2, fd, BAD, &how, 3));
+    R(syscall(SYS_dup3, fd, fd, 0));
+    R(syscall(SYS_dup3, fd, -1, 0));
+    R(syscall(SYS_close, BADFD));
+    R(syscall(SYS_close_range, 9999, 9998, 0));
+    R(syscall(SYS_getpid) > 0);
+    R(syscall(99999, fd, BAD, BAD, BAD, BAD, BAD));
+    R(syscall(-1, fd, BAD, BAD, BAD, BAD, BAD));
+}
+
+static void requesting(int fd, int other) {
+    int number = 0;
+    long flags = 0;
+    struct file_clone_range range = {other, 0, 0, 4096}, none = {BADFD, 0, 0, 0};
+    struct { struct file_dedupe_range head; struct file_dedupe_range_info info; } same = {{0, 4096, 1, 0, 0}, {other, 0, 0, 0, 0}};
+    int moving[10] = {0, other};
+    R(ioctl(fd, FIONREAD, &number));
+    R(number);
+    R(ioctl(fd, FIONREAD, BAD));
+    R(ioctl(fd, FIONBIO, &number));
+    R(ioctl(fd, TIOCGWINSZ, BAD));
+    R(ioctl(fd, FICLONE, other));
+    R(ioctl(fd, FICLONE, BADFD));
+    R(ioctl(fd, FICLONERANGE, &range));
+    R(ioctl(fd, FICLONERANGE, &none));
+    R(ioctl(fd, FICLONERANGE, BAD));
+    R(ioctl(fd, FIDEDUPERANGE, &same));
+    R(same.info.status);
+    R(ioctl(fd, FS_IOC_GETFLAGS, &flags));
+    R(ioctl(fd, FS_IOC_SETFLAGS, &flags));
+    R(ioctl(fd, FS_IOC_SETFLAGS, BAD));
+    R(ioctl(fd, FS_IOC_FSSETXATTR, BAD));
+    R(ioctl(fd, _IOW('X', 42, char[48]), BAD));
+    R(ioctl(fd, _IOWR('f', 15, char[40]), moving));
+    R(ioctl(fd, _IOWR('f', 15, char[40]), BAD));
+    R(ioctl(fd, _IOW('X', 129, char[40]), BAD));
+    R(ioctl(fd, 0x12345678, BAD));
+    R(ioctl(fd, (unsigned long)-1, BAD));
+    R(syscall(SYS_ioctl, fd, FICLONE, other));
+    R(syscall(SYS_ioctl, fd, FIONREAD, BAD));
 }
 
 static void copying(int out, int in_) {
@@ -234,6 +321,19 @@ static void names(void) {
         R(utimensat(dir, path, NIL, AT_SYMLINK_NOFOLLOW));
         R(utimensat(BADFD, path, NIL, 0));
         R(utimensat(dir, path, BAD, 0));
+        R(syscall(SYS_linkat, dir, path, dir, "linked", 0));
+        R(syscall(SYS_symlinkat, "a", dir, path));
+        R(syscall(SYS_mkdirat, dir, path, 0755));
+        R(syscall(SYS_mknodat, dir, path, S_IFREG | 0644, 0));
+        R(syscall(SYS_fchmodat, dir, path, 0644));
+        R(syscall(SYS_fchownat, dir, path, -1, -1, 0x7777));
+        R(syscall(SYS_utimensat, dir, path, BAD, 0));
+        R(syscall(SYS_setxattr, path, "user.x", "v", 1, 77));
+        R(syscall(SYS_truncate, path, -1));
+        R(syscall(SYS_renameat, dir, path, dir, "renamed"));
+        R(syscall(SYS_renameat2, dir, "renamed", dir, path, RENAME_NOREPLACE));
+        R(syscall(SYS_unlinkat, dir, path, 77));
+        R(syscall(SYS_openat, dir, path, O_PATH | O_CREAT | O_EXCL | O_TRUNC, 0600) >= 0);
         R(setxattr(path, "user.x", "v", 1, 0));
         R(lsetxattr(path, "user.x", "v", 1, 0));
         R(removexattr(path, "user.x"));
@@ -305,7 +405,11 @@ static void call_everything(void *directory) {
     if (null < 0) null = open("d", O_CREAT | O_WRONLY, 0644);
     CHECK(fd >= 0 && append >= 0 && read_only >= 0 && dir >= 0 && out >= 0 && null >= 0 && pipe(pipes) == 0);
     int all[] = {fd, append, read_only, dir, null, pipes[1], pipes[0], -1, BADFD, AT_FDCWD, INT_MAX, INT_MIN};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) writing(all[i]);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        writing(all[i]);
+        by_number(all[i]);
+        requesting(all[i], fd);
+    }
     copying(out, fd);
     copying(append, fd);
     copying(pipes[1], fd);
