@@ -635,8 +635,12 @@ impl Pending {
     }
 
     /// A call that fails may have moved the file's times before it found the reason (ext4: fallocate, a write without
-    /// space).
+    /// space, flags).
     fn mark_failure(&self) {
+        if let About::Names(names) = &self.about {
+            let attributes = names.touched.iter().flatten().filter(|(_, flags)| *flags == extents::ATTRIBUTES);
+            attributes.for_each(|(found, flags)| mark_flags(found, *flags));
+        }
         if let About::Data(Data { found: Some(found), .. })
         | About::Resize(ResizePath { found: Some(found), .. }) = &self.about
         {
