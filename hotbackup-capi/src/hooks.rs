@@ -20,6 +20,7 @@ use crate::meaning::{
     self, ByNumber, Destroys, Ends, EndsMany, Leaves, Meaning, Moves, Prepared, Reaps, Register, Submits,
 };
 use crate::real::{Real, Unavailable, get_errno, set_errno};
+use crate::streams::{self, Closes, Reopens, Stream};
 
 /// One replaced function.
 pub(crate) struct Hook {
@@ -178,6 +179,13 @@ hooks! {
         => Change::Write { fd }, by SYS_sendfile;
     [splice](from: c_int, from_at: *mut off64_t, fd: c_int, at: *mut off64_t, len: size_t, flags: c_uint) -> ssize_t
         => meaning::Splice { from, from_at, fd, at, len, flags }, by SYS_splice;
+
+    // Streams: what they write leaves inside the C library, so the engine looks for those that are open.
+    [fopen | fopen64 | _IO_fopen](path: *const c_char, mode: *const c_char) -> Stream
+        => streams::opening(path, mode);
+    [freopen | freopen64](path: *const c_char, mode: *const c_char, stream: Stream) -> Stream
+        => Reopens { path, mode, stream };
+    [fclose | _IO_fclose](stream: Stream) -> c_int => Closes(stream);
 
     // Writes that go on behind the call, through libaio or by number.
     [io_submit](ring: *mut c_void, count: c_long, requests: *mut *mut c_void) -> c_int

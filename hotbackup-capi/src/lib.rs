@@ -21,4 +21,5 @@ mod options;
 mod real;
 mod reports;
 mod scope;
+mod streams;
 pub mod tokubackup;

@@ -49,6 +49,7 @@ impl Engine<'_> {
             self.sweep().map_err(|t| self.explain(t))?;
             left = live.iter().filter(|&&id| is_left(self.tree.node(id))).count();
         }
+        self.name_streams();
         let mut unseen = self.suspect_writers()?;
         // What is gone without a captured call having taken it was taken unseen. What the listings name and could not
         // be found was so too.

@@ -87,6 +87,11 @@ pub enum Change {
         /// The descriptor of the file.
         fd: RawFd,
     },
+    /// A stream of the C library (`fclose`, `freopen`) that may write what it has held back, and may have written before.
+    Stream {
+        /// Its descriptor.
+        fd: RawFd,
+    },
     /// `open` and its family; the result is the descriptor. Only `O_CREAT`, `O_TRUNC` and `O_TMPFILE` change anything.
     Open {
         /// The file.

@@ -25,6 +25,7 @@ use crate::manifest::Run;
 use crate::progress::Phase;
 use crate::registry::{self, WATCH};
 use crate::session::{Caller, Control, Request, full_path};
+use crate::streams::Look;
 use crate::suspects::Fanotify;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
@@ -223,6 +224,7 @@ pub(crate) struct Engine<'c> {
     pub(crate) young: Vec<NodeId>,
     pub(crate) young_until: Instant,
     pub(crate) fanotify: Fanotify,
+    pub(crate) look: Look,
     /// When nobody was inside a captured call last.
     pub(crate) quiet: Quiet,
     table: Table,
@@ -296,6 +298,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         young: Vec::new(),
         young_until: begun,
         fanotify: Fanotify::watch(&pairs),
+        look: Look::new(),
         table,
         quiet: Quiet::beginning(),
         looks: 0,

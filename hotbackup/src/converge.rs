@@ -263,6 +263,8 @@ impl Engine<'_> {
         if node.excluded {
             return Ok(());
         }
+        self.heed_stream(id)?;
+        let node = self.tree.node(id);
         let outcome = match node.kind() {
             FileType::Directory if self.walking => return self.put_off(id),
             FileType::Directory => self.list(id),

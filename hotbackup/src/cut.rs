@@ -100,6 +100,8 @@ impl Engine<'_> {
     fn approach(&mut self, little: u64) -> Result<()> {
         self.enter(Phase::Converge);
         self.suspect_writers()?;
+        self.suspect_streams().map_err(|t| self.explain(t))?;
+        self.name_streams();
         self.note_direct_files();
         self.fanotify.overflowed = false;
         self.outgrow().and_then(|()| self.settle_rings()).map_err(|t| self.explain(t))?;
@@ -261,6 +263,8 @@ impl Engine<'_> {
             list.reserve(ROOM);
         }
         self.to_ask.reserve(ROOM);
+        self.suspects.reserve(ROOM);
+        self.look.make_room(ROOM);
         self.tree.fix();
     }
 
@@ -279,8 +283,11 @@ impl Engine<'_> {
         while self.uncross_frozen()? {
             self.settle_all()?;
         }
-        for index in 0..self.suspects.len() {
-            self.copy_suspect(self.suspects[index])?;
+        self.suspect_streams()?;
+        let mut index = 0;
+        while let Some(&id) = self.suspects.get(index) {
+            self.copy_suspect(id)?;
+            index += 1;
         }
         self.settle_all()
     }

@@ -41,19 +41,24 @@ fn direct_files() -> Vec<(u64, u64)> {
 
 /// Where in /proc the host's descriptors stand.
 fn host_table() -> String {
-    let leader = format!("/proc/{}", sys::raw::getpid());
-    if !numbers(&format!("{leader}/fd")).is_empty() {
+    format!("/proc/{}/task/{}", sys::raw::getpid(), host_thread())
+}
+
+/// A thread that has the host's descriptors: the thread group's leader, or, if that is gone, another one.
+pub(crate) fn host_thread() -> u32 {
+    let leader = sys::raw::getpid();
+    let has_descriptors = |task: u32| !numbers(&format!("/proc/{leader}/task/{task}/fd")).is_empty();
+    if has_descriptors(leader) {
         return leader;
     }
     let conductor = sys::raw::gettid();
-    let tasks = numbers(&format!("{leader}/task")).into_iter().filter(|&task| task != conductor);
-    let mut tables = tasks.map(|task| format!("{leader}/task/{task}"));
-    let is_host = |table: &String| {
-        let name = read(&format!("{table}/comm"));
-        name.is_some_and(|name| !OURS.contains(&name.trim_end()))
-            && !numbers(&format!("{table}/fd")).is_empty()
+    let is_host = |&task: &u32| {
+        let name = read(&format!("/proc/{leader}/task/{task}/comm"));
+        task != conductor
+            && name.is_some_and(|name| !OURS.contains(&name.trim_end()))
+            && has_descriptors(task)
     };
-    tables.find(is_host).unwrap_or(leader)
+    numbers(&format!("/proc/{leader}/task")).into_iter().find(is_host).unwrap_or(leader)
 }
 
 fn direct_file(table: &str, fd: u32) -> Option<(u64, u64)> {

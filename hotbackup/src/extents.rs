@@ -37,6 +37,8 @@ pub(crate) const EXAMINE: u32 = 1 << 4;
 pub(crate) const DATA: u32 = 1 << 5;
 /// The directory's entries may have changed.
 pub(crate) const ENTRIES: u32 = 1 << 2;
+/// A stream of the C library that wrote the file was closed. Stays set for the session.
+pub(crate) const STREAM: u32 = 1 << 6;
 /// The inode was marked at some time in this session: that it is young is explained.
 const MARKED: u32 = 1 << 3;
 

@@ -93,6 +93,7 @@ impl Change {
             | Change::Resize { fd, .. }
             | Change::Allocate { fd, .. }
             | Change::WriteAny { fd }
+            | Change::Stream { fd }
             | Change::Attributes { fd } => Word::descriptor(fd),
             Change::ResizePath { file, .. }
             | Change::Open { file, .. }
@@ -443,6 +444,12 @@ impl Pending {
             | Change::Resize { fd, .. }
             | Change::Allocate { fd, .. }
             | Change::WriteAny { fd } => Pending::data(change, fd, state),
+            Change::Stream { fd } => {
+                let found = Found::descriptor(fd, state).filter(|found| found.kind == FileType::RegularFile);
+                found.map_or(Pending::new(About::BesideThePoint), |found| {
+                    Pending::names([Some((found, extents::STREAM)), None, None, None])
+                })
+            }
             Change::Attributes { fd } => {
                 let touched = Found::descriptor(fd, state).map(|found| (found, extents::ATTRIBUTES));
                 if touched.is_some_and(|(found, _)| found.kind == FileType::Socket) {
@@ -635,11 +642,12 @@ impl Pending {
     }
 
     /// A call that fails may have moved the file's times before it found the reason (ext4: fallocate, a write without
-    /// space, flags).
+    /// space, flags), and a stream may have written something.
     fn mark_failure(&self) {
         if let About::Names(names) = &self.about {
-            let attributes = names.touched.iter().flatten().filter(|(_, flags)| *flags == extents::ATTRIBUTES);
-            attributes.for_each(|(found, flags)| mark_flags(found, *flags));
+            let kept = extents::ATTRIBUTES | extents::STREAM;
+            let marked = names.touched.iter().flatten().filter(|(_, flags)| *flags & kept != 0);
+            marked.for_each(|(found, flags)| mark_flags(found, *flags));
         }
         if let About::Data(Data { found: Some(found), .. })
         | About::Resize(ResizePath { found: Some(found), .. }) = &self.about

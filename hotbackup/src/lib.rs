@@ -67,6 +67,8 @@ mod session;
 #[cfg(not(loom))]
 mod source;
 #[cfg(not(loom))]
+mod streams;
+#[cfg(not(loom))]
 mod suspects;
 #[allow(unsafe_code)]
 mod sys;

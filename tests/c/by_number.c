@@ -58,7 +58,7 @@ static void sizes_and_bytes(void) {
     ON(syscall(SYS_write, fd, "three", 5));
     ON(syscall(SYS_writev, fd, pieces, 2));
     ON(syscall(SYS_pwrite64, fd, "three", 5, 99998));
-    ON(syscall(SYS_pwrite64, fd, "three", 5, 5000000000));
+    ON(syscall(SYS_pwrite64, fd, "three", 5, 20000000));
     ON(syscall(SYS_pwritev, fd, pieces, 2, 4095, 0));
     ON(syscall(SYS_pwritev2, fd, pieces, 2, 50000, 0, 0));
     ON(syscall(SYS_pwritev2, fd, pieces, 2, 0, 0, RWF_APPEND));

@@ -390,6 +390,43 @@ static void templates(void) {
     R(mkdtemp(bad) == NULL);
 }
 
+static void streams(void) {
+    const char *paths[] = {"a", "new", "missing/x", "", ".", NIL}, *modes[] = {"r", "w", "a+", "wx", "r+e", "nonsense"};
+    FILE *f;
+    char byte;
+    for (size_t p = 0; p < 5; p++) {
+        for (size_t m = 0; m < 6; m++) {
+            R((f = fopen(paths[p], modes[m])) != NULL);
+            if (!f) continue;
+            R(fileno(f));
+            R(fputs("text", f));
+            R(ftell(f));
+            R((f = freopen(paths[p], "a", f)) != NULL);
+            if (!f) continue;
+            R(fputs("more", f));
+            R(fclose(f));
+            unlink("new");
+        }
+        R((f = fopen64(paths[p], "w")) != NULL);
+        if (f) R((f = freopen64(NIL, "r", f)) != NULL);
+        if (f) R(fread(&byte, 1, 1, f));
+        if (f) R(fclose(f));
+    }
+    R((f = fmemopen(NIL, 100, "w")) != NULL);
+    R(fileno(f));
+    R(fclose(f));
+    int pipes[2];
+    CHECK(pipe(pipes) == 0);
+    R((f = fdopen(pipes[1], "w")) != NULL);
+    R(fputs("text", f));
+    close(pipes[0]);
+    R(fclose(f));
+    R((f = fopen("/dev/full", "w")) != NULL);
+    R(fputs("text", f));
+    R(fclose(f));
+    R(close(pipes[1]));
+}
+
 static void call_everything(void *directory) {
     CHECK(chdir(directory) == 0);
     umask(022);
@@ -418,6 +455,7 @@ static void call_everything(void *directory) {
     descriptors();
     names();
     templates();
+    streams();
 }
 
 /* One file per call, all copied before the call comes: what the call does has to arrive in the copy. */

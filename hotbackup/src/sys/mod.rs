@@ -11,4 +11,5 @@ pub(crate) mod handle;
 pub(crate) mod mem;
 pub(crate) mod raw;
 pub(crate) mod scratch;
+pub(crate) mod streams;
 pub(crate) mod thread;

@@ -278,11 +278,20 @@ pub(crate) fn with_path_of_descriptor<T>(fd: RawFd, work: impl FnOnce(&std::ffi:
     Some(work(path.as_c_str()))
 }
 
-/// What kind of file the descriptor `fd` of the host's thread `tid` refers to. Allocates nothing.
-pub(crate) fn kind_of_descriptor(tid: u32, fd: RawFd) -> Option<rustix::fs::FileType> {
+/// The same of the descriptor `fd` of the host's thread `tid`.
+pub(crate) fn with_path_of_descriptor_of<T>(
+    tid: u32,
+    fd: RawFd,
+    work: impl FnOnce(&std::ffi::CStr) -> T,
+) -> Option<T> {
     let path =
         ProcPath::new().text("/proc/self/task/").number(tid).text("/fd/").number(u32::try_from(fd).ok()?);
-    kind_of(path.as_c_str())
+    Some(work(path.as_c_str()))
+}
+
+/// What kind of file the descriptor `fd` of the host's thread `tid` refers to. Allocates nothing.
+pub(crate) fn kind_of_descriptor(tid: u32, fd: RawFd) -> Option<rustix::fs::FileType> {
+    with_path_of_descriptor_of(tid, fd, kind_of)?
 }
 
 /// What kind of file the path at `address` names, as seen by thread `tid`, which waits in a call with it. Allocates
