@@ -17,7 +17,7 @@ use libc::{dev_t, gid_t, iovec, mode_t, off64_t, size_t, ssize_t, timespec, time
 
 use crate::control::Control;
 use crate::meaning::{
-    self, ByNumber, Destroys, Ends, EndsMany, Leaves, Meaning, Moves, Prepared, Reaps, Register, Submits,
+    self, ByNumber, Destroys, Ends, EndsMany, Leaves, Maps, Meaning, Moves, Prepared, Reaps, Register, Submits,
 };
 use crate::real::{Real, Unavailable, get_errno, set_errno};
 use crate::streams::{self, Closes, Reopens, Stream};
@@ -205,6 +205,10 @@ hooks! {
     // Bytes, flags and names by what each filesystem has of its own. The function is variadic, as `open` is.
     [ioctl](fd: c_int, request: c_ulong, argument: usize) -> c_int
         => Control { fd, request, argument }, by SYS_ioctl;
+
+    // Mappings: stores to them are no calls, but that there is one has to be known before the first.
+    [mmap | mmap64](place: *mut c_void, len: size_t, protection: c_int, flags: c_int, fd: c_int, at: off64_t)
+        -> *mut c_void => Maps { len, flags, fd, at }, or SYS_mmap;
 
     // Sizes.
     [ftruncate | ftruncate64](fd: c_int, len: off64_t) -> c_int => Change::Resize { fd, len }, by SYS_ftruncate;

@@ -66,6 +66,30 @@ impl<R> Meaning<R> for Ends {
     }
 }
 
+/// `mmap`.
+pub(crate) struct Maps {
+    pub(crate) len: size_t,
+    pub(crate) flags: c_int,
+    pub(crate) fd: c_int,
+    pub(crate) at: off64_t,
+}
+
+impl Meaning<*mut c_void> for Maps {
+    /// Allocators map memory while they hold their locks: that takes a look at the flags and no more.
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce() -> *mut c_void) -> *mut c_void {
+        let kind = self.flags & libc::MAP_TYPE;
+        let shared = kind == libc::MAP_SHARED || kind == libc::MAP_SHARED_VALIDATE;
+        if !shared || self.flags & libc::MAP_ANONYMOUS != 0 || !intercept::is_capturing() {
+            return real();
+        }
+        let Maps { len, fd, at, .. } = self;
+        intercept::mapping(fd, at, len, real, |&address| {
+            (address != libc::MAP_FAILED).then_some(address as usize)
+        })
+    }
+}
+
 /// `io_submit`.
 pub(crate) struct Submits {
     pub(crate) ring: usize,

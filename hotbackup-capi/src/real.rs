@@ -100,6 +100,13 @@ impl Unavailable for ErrorNumber {
     }
 }
 
+impl Unavailable for *mut c_void {
+    fn unavailable() -> Self {
+        set_errno(libc::ENOSYS);
+        libc::MAP_FAILED
+    }
+}
+
 impl Unavailable for *mut c_char {
     fn unavailable() -> Self {
         set_errno(libc::ENOSYS);

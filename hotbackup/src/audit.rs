@@ -51,6 +51,7 @@ impl Engine<'_> {
         }
         self.name_streams();
         let mut unseen = self.suspect_writers()?;
+        unseen.extend(self.find_unknown_mappings());
         // What is gone without a captured call having taken it was taken unseen. What the listings name and could not
         // be found was so too.
         unseen.extend(live.iter().filter(|&&id| {

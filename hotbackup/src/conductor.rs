@@ -22,6 +22,7 @@ use crate::destination::{self, Destination};
 use crate::error::{Error, Op, Result};
 use crate::gate::{Gate, State, Word};
 use crate::manifest::Run;
+use crate::mappings::Mappings;
 use crate::progress::Phase;
 use crate::registry::{self, WATCH};
 use crate::session::{Caller, Control, Request, full_path};
@@ -159,6 +160,8 @@ pub(crate) enum Trouble {
     Fault(NodeId, Fault),
     /// This try of the cut is given up: the reason is for people.
     Void(&'static str),
+    /// A file did not keep still in the freeze.
+    Unsteady(NodeId),
     /// The session fails.
     Fatal(Box<Error>),
 }
@@ -225,6 +228,7 @@ pub(crate) struct Engine<'c> {
     pub(crate) young_until: Instant,
     pub(crate) fanotify: Fanotify,
     pub(crate) look: Look,
+    pub(crate) mappings: Mappings,
     /// When nobody was inside a captured call last.
     pub(crate) quiet: Quiet,
     table: Table,
@@ -299,6 +303,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         young_until: begun,
         fanotify: Fanotify::watch(&pairs),
         look: Look::new(),
+        mappings: Mappings::new(),
         table,
         quiet: Quiet::beginning(),
         looks: 0,
@@ -425,6 +430,7 @@ impl Engine<'_> {
             return Err(Error::io(Op::Arm, "every thread of this process", rustix::io::Errno::NOMEM));
         }
         self.armed = Instant::now();
+        self.look_at_mappings().map_err(|t| self.explain(t))?;
         self.take_up_rings()
     }
 
@@ -447,6 +453,7 @@ impl Engine<'_> {
         }
         WATCH.lag_bound.store(u64::MAX, Ordering::SeqCst);
         WATCH.relieve();
+        self.mappings.release();
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {
@@ -497,6 +504,9 @@ impl Engine<'_> {
             Trouble::Vanished => Error::Defect("a name could not be found again".into()),
             Trouble::NoRoom => Error::io(Op::Arm, "every file", rustix::io::Errno::NOMEM),
             Trouble::Void(reason) => Error::NoCut { attempts: 0, reason: reason.into() },
+            Trouble::Unsteady(id) => {
+                Error::Unseen { path: self.path_of(id, Side::Source), by: "it did not keep still".into() }
+            }
         }
     }
 
@@ -541,6 +551,7 @@ impl Engine<'_> {
             }
             self.hand_out()?;
             self.heed_fanotify();
+            self.note_mappings();
             if self.plan.max_lag.is_some() {
                 self.tree.compact();
                 self.settle_queue()?;

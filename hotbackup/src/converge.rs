@@ -147,6 +147,7 @@ impl Engine<'_> {
             settled += 1;
             if settled.is_multiple_of(256) && !self.tree.is_fixed() {
                 self.heed_fanotify();
+                self.note_mappings();
             }
             // Read first: from `unqueue` on, a new mark puts it into the next queue.
             next = marks.queued_after();

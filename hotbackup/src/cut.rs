@@ -27,6 +27,8 @@ const FREEZE: Duration = Duration::from_millis(500);
 const ATTEMPTS: u32 = 12;
 /// List entries that one freeze may add.
 const ROOM: usize = 4096;
+/// How often the stores to mapped files are looked at and copied before the freeze is to copy them.
+const SCANS: u32 = 4;
 /// How often a file that someone else writes is read in the freeze until it keeps still.
 const READS: u32 = 5;
 
@@ -99,9 +101,11 @@ impl Engine<'_> {
     /// Does what can be done before a try of the cut.
     fn approach(&mut self, little: u64) -> Result<()> {
         self.enter(Phase::Converge);
+        self.look_at_mappings().map_err(|t| self.explain(t))?;
         self.suspect_writers()?;
         self.suspect_streams().map_err(|t| self.explain(t))?;
         self.name_streams();
+        self.warn_of_mappings();
         self.note_direct_files();
         self.fanotify.overflowed = false;
         self.outgrow().and_then(|()| self.settle_rings()).map_err(|t| self.explain(t))?;
@@ -140,6 +144,9 @@ impl Engine<'_> {
         match trouble {
             Trouble::Void(reason) => (*reason).to_owned(),
             Trouble::NoRoom => "more changed in the freeze than there was room for".into(),
+            Trouble::Unsteady(id) => {
+                format!("{} did not keep still", self.path_of(*id, Side::Source).display())
+            }
             Trouble::Fault(id, Fault::Interrupted) => {
                 format!("the rest of {} took too long to copy", self.path_of(*id, Side::Source).display())
             }
@@ -172,6 +179,7 @@ impl Engine<'_> {
 
     /// Works off the marks until at most `little` is left.
     fn converge(&mut self, little: u64) -> Result<(), Trouble> {
+        let mut scans = 0;
         loop {
             self.check()?;
             while self.control.limiter.is_paused() {
@@ -186,9 +194,23 @@ impl Engine<'_> {
                 meter.bytes_recopied = self.recopied;
             }
             if self.to_list.is_empty() && self.to_copy_is_little(little) && (idle || lag <= little) {
-                return Ok(());
+                scans += 1;
+                if scans > SCANS || !self.owes_stores(little)? {
+                    return Ok(());
+                }
             }
         }
+    }
+
+    /// Marks what was stored to mapped files; whether that is more than can be left to the freeze.
+    fn owes_stores(&mut self, little: u64) -> Result<bool, Trouble> {
+        self.mark_stores()?;
+        let owes = WATCH.ledger.lag() > little;
+        if owes && WATCH.lag_floor.load(Ordering::Relaxed) != 0 {
+            // Whoever makes a captured call is not to wait for what others have stored.
+            self.bound_lag(little);
+        }
+        Ok(owes)
     }
 
     /// Whether the files that wait to be copied can be left to the freeze, because they are part of the lag.
@@ -202,6 +224,7 @@ impl Engine<'_> {
     pub(crate) fn converge_once(&mut self) -> Result<bool, Trouble> {
         self.tree.compact();
         self.heed_fanotify();
+        self.note_mappings();
         self.ask_again();
         let settled = self.settle_queue()?;
         let copied = self.copy_found()?;
@@ -265,6 +288,7 @@ impl Engine<'_> {
         self.to_ask.reserve(ROOM);
         self.suspects.reserve(ROOM);
         self.look.make_room(ROOM);
+        self.mappings.make_room();
         self.tree.fix();
     }
 
@@ -279,6 +303,7 @@ impl Engine<'_> {
         }
         WATCH.generation.fetch_add(1, Ordering::SeqCst);
         self.land_writes()?;
+        self.mark_stores()?;
         self.settle_all()?;
         while self.uncross_frozen()? {
             self.settle_all()?;
@@ -289,10 +314,11 @@ impl Engine<'_> {
             self.copy_suspect(id)?;
             index += 1;
         }
-        self.settle_all()
+        self.settle_all()?;
+        self.settle_mapped()
     }
 
-    fn settle_all(&mut self) -> Result<(), Trouble> {
+    pub(crate) fn settle_all(&mut self) -> Result<(), Trouble> {
         loop {
             let settled = self.settle_queue()?;
             let copied = self.copy_found()?;
@@ -327,6 +353,6 @@ impl Engine<'_> {
                 Err(trouble) => return Err(trouble),
             }
         }
-        Err(Trouble::Void("a file that another process writes did not keep still"))
+        Err(Trouble::Unsteady(id))
     }
 }

@@ -32,6 +32,16 @@ impl Engine<'_> {
     }
 }
 
+/// Whether the host has a userfaultfd(2).
+pub(crate) fn host_has_userfaultfd() -> bool {
+    let table = host_table();
+    let mut target = [std::mem::MaybeUninit::uninit(); 64];
+    numbers(&format!("{table}/fd")).into_iter().any(|fd| {
+        let link = rustix::fs::readlinkat_raw(CWD, format!("{table}/fd/{fd}"), &mut target);
+        link.is_ok_and(|(target, _)| target == b"anon_inode:[userfaultfd]")
+    })
+}
+
 /// Device and inode of the regular files that the host has open with `O_DIRECT`.
 fn direct_files() -> Vec<(u64, u64)> {
     let table = host_table();

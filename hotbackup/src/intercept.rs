@@ -18,6 +18,7 @@ pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
 use crate::crossings;
 use crate::extents::{self, Marks, Stamp};
 use crate::gate::{self, Gate, Inside, State, Word};
+pub use crate::mappings::mapping;
 use crate::registry::{self, WATCH};
 use crate::sys;
 use crate::sys::scratch::PATH_MAX;
@@ -814,6 +815,11 @@ pub(crate) fn appends(fd: RawFd) -> bool {
 
 fn flags(fd: RawFd) -> Option<OFlags> {
     rustix::fs::fcntl_getfl(sys::raw::borrow(fd)?).ok()
+}
+
+/// Whether the descriptor may be read from and written to, as far as is known.
+pub(crate) fn can_read_and_write(fd: RawFd) -> bool {
+    flags(fd).is_none_or(|flags| flags & OFlags::ACCMODE == OFlags::RDWR)
 }
 
 fn position(fd: RawFd) -> Option<u64> {

@@ -52,6 +52,8 @@ mod gate;
 pub mod intercept;
 #[cfg(not(loom))]
 mod manifest;
+#[cfg(not(loom))]
+mod mappings;
 #[cfg(loom)]
 mod model;
 #[cfg(not(loom))]

@@ -12,6 +12,7 @@ use crate::async_io::AsyncIo;
 use crate::crossings::Crossings;
 use crate::extents::{Ledger, Marks};
 use crate::gate::{Gate, Slot, Word};
+use crate::mappings::Notes;
 use crate::sys;
 use crate::sys::mem::{AtomicRef, zeroed};
 
@@ -267,6 +268,8 @@ pub(crate) struct Watch {
     pub(crate) crossings: Crossings,
     /// Writes that go on after the call that began them.
     pub(crate) async_io: AsyncIo,
+    /// Files that are mapped shared meanwhile.
+    pub(crate) mapped: Notes,
     /// The lag over which calls wait, in bytes; `u64::MAX` is none.
     pub(crate) lag_bound: AtomicU64,
     /// Where the bound glides down to, in bytes; 0 if it stays.
@@ -302,6 +305,7 @@ pub(crate) static WATCH: Watch = Watch {
     names: Epoch::new(),
     crossings: Crossings::new(),
     async_io: AsyncIo::new(),
+    mapped: Notes::new(),
     lag_bound: AtomicU64::new(u64::MAX),
     lag_floor: AtomicU64::new(0),
     marked: AtomicU64::new(0),
@@ -333,7 +337,8 @@ impl Watch {
         SLOTLESS.store(false, Ordering::Relaxed);
         let stall = u64::try_from(max_stall.as_nanos()).unwrap_or(u64::MAX);
         self.max_stall_ns.store(stall, Ordering::Relaxed);
-        inodes.is_some() && self.crossings.reset() && self.async_io.reset(self.ledger.pool())
+        let pool = self.ledger.pool();
+        inodes.is_some() && self.crossings.reset() && self.async_io.reset(pool) && self.mapped.reset(pool)
     }
 
     /// Calls that end the descriptor `fd`: a write to it that ran beside one looks again at what it wrote to.

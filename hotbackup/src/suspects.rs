@@ -16,6 +16,7 @@ use crate::copier::Side;
 use crate::error::Result;
 use crate::extents::Marks;
 use crate::intercept::device;
+use crate::mappings;
 use crate::registry::WATCH;
 use crate::sys;
 use crate::sys::handle::FileHandle;
@@ -59,7 +60,10 @@ impl Engine<'_> {
     pub(crate) fn suspect_writers(&mut self) -> Result<Vec<NodeId>> {
         let mut found = Vec::new();
         writers(&mut found);
-        mappings(&mut found);
+        for marks in self.take_unwatchable() {
+            let Some(node) = self.tree.get(marks.node()) else { continue };
+            found.push(Written { marks, handle: node.handle, way: Way::Mapping });
+        }
         self.heed_fanotify();
         found.extend(self.fanotify.closed.drain().map(|(id, pid)| {
             let node = self.tree.node(id);
@@ -78,9 +82,7 @@ impl Engine<'_> {
             marks.mark_all(&WATCH.ledger);
             let path = self.path_of(id, Side::Source);
             let text = match way {
-                Way::Mapping => {
-                    "is mapped: its copy is as consistent as the program keeps the mapping".into()
-                }
+                Way::Mapping => mappings::MAPPED.into(),
                 Way::Process(_) => format!("was also being written by {way}; it was copied whole at the cut"),
             };
             self.warn(Some(path), text);
@@ -98,7 +100,7 @@ impl Engine<'_> {
         }
     }
 
-    fn copy_everything_again(&mut self) {
+    pub(crate) fn copy_everything_again(&mut self) {
         for id in self.tree.ids() {
             let node = self.tree.node_mut(id);
             if node.missing {
@@ -161,25 +163,6 @@ fn watched(path: &[u8]) -> Option<(&'static Marks, u64)> {
     let marks = WATCH.find(device(&found), found.stx_ino)?;
     let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
     Some((marks, beneath::examine(file.as_fd(), c"", wanted).ok()?.1))
-}
-
-/// Files that this process has mapped shared and writable (proc_pid_maps(5)).
-fn mappings(found: &mut Vec<Written>) {
-    let Some(maps) = read("/proc/self/maps") else {
-        return;
-    };
-    for line in maps.lines() {
-        let mut words = line.splitn(6, ' ');
-        let mode = words.nth(1).unwrap_or_default();
-        let path = words.nth(3).unwrap_or_default().trim_start();
-        if mode.len() == 4
-            && mode.as_bytes()[1] == b'w'
-            && mode.as_bytes()[3] == b's'
-            && let Some((marks, handle)) = watched(path.as_bytes())
-        {
-            found.push(Written { marks, handle, way: Way::Mapping });
-        }
-    }
 }
 
 pub(crate) fn read(path: &str) -> Option<String> {

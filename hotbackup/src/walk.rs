@@ -282,6 +282,7 @@ impl Engine<'_> {
         marks.set_node(id);
         marks.set_stamp(stamp(&found));
         self.tree.node_mut(id).direct = self.direct_files.contains(&(dev, ino));
+        self.watch_mappings_of((dev, ino))?;
         self.begin(id, directory, name)?;
         Ok(Some(id))
     }

@@ -13,3 +13,5 @@ pub(crate) mod raw;
 pub(crate) mod scratch;
 pub(crate) mod streams;
 pub(crate) mod thread;
+#[cfg(not(loom))]
+pub(crate) mod userfault;
