@@ -33,6 +33,17 @@
 // For `manifest_place`: nowhere. The backup can then not be verified.
 #define HOTBACKUP_MANIFEST_NONE 2
 
+// For `on_unseen_change`: a file that is changed by something that is not captured is copied again until it has kept still while
+// it was read. If it never does, the backup fails and names it.
+#define HOTBACKUP_UNSEEN_RETRY 0
+
+// For `on_unseen_change`: the first such change that is found fails the backup, which names the file.
+#define HOTBACKUP_UNSEEN_FAIL 1
+
+// For `on_unseen_change`: as with HOTBACKUP_UNSEEN_RETRY, but a file that never keeps still does not fail the backup: on_warning and
+// the manifest name it. Its copy may mix what it held at different moments.
+#define HOTBACKUP_UNSEEN_WARN 2
+
 // What came of a call. The numbers are never reused; later versions may add more. `hotbackup_last_error` says in
 // words what went wrong, `hotbackup_last_errno` with an error number of the system.
 typedef enum {
@@ -209,6 +220,10 @@ typedef struct {
   hotbackup_on_warning on_warning;
   // What the callbacks are given.
   void *user_data;
+  // HOTBACKUP_UNSEEN_RETRY by default, HOTBACKUP_UNSEEN_FAIL, or HOTBACKUP_UNSEEN_WARN.
+  uint32_t on_unseen_change;
+  // 0.
+  uint32_t reserved_too;
 } hotbackup_options;
 
 // What a complete backup holds and what it took. Set `size` before the call.

@@ -16,6 +16,15 @@ pub const HOTBACKUP_MANIFEST_IN_FILE: u32 = 1;
 /// For `manifest_place`: nowhere. The backup can then not be verified.
 pub const HOTBACKUP_MANIFEST_NONE: u32 = 2;
 
+/// For `on_unseen_change`: a file that is changed by something that is not captured is copied again until it has kept still while
+/// it was read. If it never does, the backup fails and names it.
+pub const HOTBACKUP_UNSEEN_RETRY: u32 = 0;
+/// For `on_unseen_change`: the first such change that is found fails the backup, which names the file.
+pub const HOTBACKUP_UNSEEN_FAIL: u32 = 1;
+/// For `on_unseen_change`: as with HOTBACKUP_UNSEEN_RETRY, but a file that never keeps still does not fail the backup: on_warning and
+/// the manifest name it. Its copy may mix what it held at different moments.
+pub const HOTBACKUP_UNSEEN_WARN: u32 = 2;
+
 /// What came of a call. The numbers are never reused; later versions may add more. `hotbackup_last_error` says in
 /// words what went wrong, `hotbackup_last_errno` with an error number of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +246,10 @@ pub struct Options {
     pub on_warning: OnWarning,
     /// What the callbacks are given.
     pub user_data: *mut c_void,
+    /// HOTBACKUP_UNSEEN_RETRY by default, HOTBACKUP_UNSEEN_FAIL, or HOTBACKUP_UNSEEN_WARN.
+    pub on_unseen_change: u32,
+    /// 0.
+    pub reserved_too: u32,
 }
 
 impl Default for Options {
@@ -262,6 +275,8 @@ impl Default for Options {
             after_cut: None,
             on_warning: None,
             user_data: ptr::null_mut(),
+            on_unseen_change: HOTBACKUP_UNSEEN_RETRY,
+            reserved_too: 0,
         }
     }
 }

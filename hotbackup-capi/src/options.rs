@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::ptr;
 use std::time::Duration;
 
-use hotbackup::{Backup, KeepFree, ManifestPlace, Throttle};
+use hotbackup::{Backup, KeepFree, ManifestPlace, OnUnseenChange, Throttle};
 
 use crate::declarations::*;
 use crate::guard::{self, Failure};
@@ -73,6 +73,14 @@ impl Options {
         if self.keep_free != HOTBACKUP_AUTOMATIC {
             backup = backup.keep_free(KeepFree::Bytes(self.keep_free));
         }
+        backup = backup.on_unseen_change(match self.on_unseen_change {
+            HOTBACKUP_UNSEEN_RETRY => OnUnseenChange::Retry,
+            HOTBACKUP_UNSEEN_FAIL => OnUnseenChange::Fail,
+            HOTBACKUP_UNSEEN_WARN => OnUnseenChange::Warn,
+            other => {
+                return Err(Failure::argument(format!("on_unseen_change is {other}, which means nothing")));
+            }
+        });
         // SAFETY: the caller says so.
         backup = backup.manifest(unsafe { self.manifest_place()? });
         Ok(self.with_callbacks(backup))

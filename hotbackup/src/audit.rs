@@ -5,12 +5,12 @@
 //! not audited yet audits it first ([`crate::intercept::audit`]), so the sweep never takes its change for an unseen one.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, Statx, openat};
 
+use crate::backup::OnUnseenChange;
 use crate::beneath;
 use crate::conductor::{Engine, Trouble};
 use crate::copier::{Side, on_source};
@@ -52,11 +52,13 @@ impl Engine<'_> {
         self.name_streams();
         let mut unseen = self.suspect_writers()?;
         unseen.extend(self.find_unknown_mappings());
+        unseen.retain(|&id| !self.tree.node(id).conceded);
         // What is gone without a captured call having taken it was taken unseen. What the listings name and could not
         // be found was so too.
         unseen.extend(live.iter().filter(|&&id| {
             let node = self.tree.node(id);
-            node.copy != Copy::Done || node.missing || node.marks.audited(generation) != Some(false)
+            let changed = node.marks.audited(generation) != Some(false) && !node.conceded;
+            node.copy != Copy::Done || node.missing || changed
         }));
         Ok(unseen)
     }
@@ -191,33 +193,90 @@ impl Engine<'_> {
         Ok(stamp(&found))
     }
 
-    /// Has the inodes that were changed unseen copied again; gives up on one that keeps changing.
-    pub(crate) fn distrust(&mut self, unseen: &[NodeId], attempts: u32) -> Result<String> {
+    /// Has the inodes that were changed unseen copied again, for the reason that is returned; fails for one that keeps changing.
+    /// `None` if the caller takes them as they are.
+    pub(crate) fn distrust(&mut self, unseen: &[NodeId], attempts: u32) -> Result<Option<String>> {
         let generation = WATCH.generation.load(Ordering::SeqCst);
         let not_found = |&id: &NodeId| self.tree.node(id).marks.audited(generation).is_none();
         // A call that hit another inode than it had found has audited the wrong one: the change may be its own. And what
         // the sweeps did not find may have been moved from place to place before them.
         if (WATCH.crossings.any() || unseen.iter().all(not_found)) && attempts < PATIENCE {
             self.copy_again(unseen);
-            return Ok("names moved too fast while changes were looked for".into());
+            return Ok(Some("names moved too fast while changes were looked for".into()));
         }
         for &id in unseen {
             let node = self.tree.node_mut(id);
             if node.is_file() && node.copy == Copy::Done && !std::mem::replace(&mut node.suspect, true) {
                 self.suspects.push(id);
             }
-            let path = self.path_of(id, Side::Source);
-            if !self.unseen.contains(&path) {
-                self.unseen.push(path);
+            self.note_unseen(id);
+        }
+        // Others may only be suspect since the audit.
+        let changed = |&&id: &&NodeId| self.tree.node(id).marks.audited(generation) == Some(true);
+        let (changed, first) = (unseen.iter().find(changed), unseen.first());
+        let path = changed.or(first).map(|&id| self.path_of(id, Side::Source)).unwrap_or_default();
+        let by = "calls that are not captured, in this process or another".to_owned();
+        let is_copied = |&id: &NodeId| self.tree.node(id).copy == Copy::Done && !self.tree.node(id).missing;
+        match self.plan.on_unseen_change {
+            OnUnseenChange::Warn if attempts >= PATIENCE && unseen.iter().all(is_copied) => {
+                unseen.iter().for_each(|&id| self.concede(id));
+                return Ok(None);
             }
+            OnUnseenChange::Fail if changed.is_some() => return Err(Error::Unseen { path, by }),
+            _ if attempts >= PATIENCE => return Err(Error::Unseen { path, by }),
+            _ => {}
         }
         self.copy_again(unseen);
-        let first: PathBuf = unseen.first().map(|&id| self.path_of(id, Side::Source)).unwrap_or_default();
-        let by = "calls that are not captured, in this process or another".to_owned();
-        if attempts >= PATIENCE {
-            return Err(Error::Unseen { path: first, by });
+        Ok(Some(by))
+    }
+
+    fn note_unseen(&mut self, id: NodeId) {
+        let path = self.path_of(id, Side::Source);
+        if !self.unseen.contains(&path) {
+            self.unseen.push(path);
         }
-        Ok(by)
+    }
+
+    /// Takes the copy of a file as it is from now on, and says so.
+    fn concede(&mut self, id: NodeId) {
+        if !std::mem::replace(&mut self.tree.node_mut(id).conceded, true) {
+            let text = "was changed at the cut as well, by calls that are not captured, in this process or another: \
+                        its copy may mix what it held at different moments";
+            self.warn(Some(self.path_of(id, Side::Source)), text);
+        }
+    }
+
+    /// Deals with a suspect file that could not be read at rest within the freeze. Fails if the caller wants that.
+    pub(crate) fn give_way(&mut self, id: NodeId, attempts: u32) -> Result<()> {
+        self.note_unseen(id);
+        match self.plan.on_unseen_change {
+            OnUnseenChange::Fail => Err(self.unsteady(id)),
+            OnUnseenChange::Warn if attempts >= PATIENCE / 2 => {
+                self.concede(id);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// That a file was changed while it was not to be.
+    pub(crate) fn unsteady(&self, id: NodeId) -> Error {
+        let by = "it was changed while nothing captured was, by this process or another".to_owned();
+        Error::Unseen { path: self.path_of(id, Side::Source), by }
+    }
+
+    /// Whether nothing but something unseen can have changed a file since it was copied. A captured change hides it.
+    pub(crate) fn is_changed_unseen(&mut self, id: NodeId) -> Result<bool, Trouble> {
+        let node = self.tree.node(id);
+        let marks = node.marks;
+        if node.copy != Copy::Done || marks.was_marked() {
+            return Ok(false);
+        }
+        match self.stamp_now(id) {
+            Ok(now) => Ok(now != marks.stamp() && !marks.was_marked()),
+            Err(Trouble::Vanished) => Ok(false),
+            Err(trouble) => Err(trouble),
+        }
     }
 
     fn copy_again(&mut self, unseen: &[NodeId]) {

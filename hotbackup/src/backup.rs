@@ -35,6 +35,21 @@ pub enum ManifestPlace {
     None,
 }
 
+/// What becomes of a backup if a file is changed by something that is not captured: a call that we do not see, or another
+/// process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnUnseenChange {
+    /// The file is copied again, in the freeze if need be, until it has kept still while it was read. If it never does, the
+    /// backup fails and names it.
+    #[default]
+    Retry,
+    /// The first such change that is found fails the backup, which names the file.
+    Fail,
+    /// The file is copied again a few times. If it never keeps still, the backup completes all the same, with a warning, also in
+    /// the manifest, that names the file: its copy may mix what it held at different moments.
+    Warn,
+}
+
 type OnProgress<'a> = Box<dyn FnMut(&Progress) -> ControlFlow<()> + 'a>;
 type Exclude<'a> = Box<dyn FnMut(&Path) -> bool + 'a>;
 type AtCut<'a> = Box<dyn FnMut() + 'a>;
@@ -67,6 +82,7 @@ pub struct Backup<'a> {
     pub(crate) threads: usize,
     pub(crate) share_blocks: bool,
     pub(crate) manifest: ManifestPlace,
+    pub(crate) on_unseen_change: OnUnseenChange,
     pub(crate) on_progress: Option<OnProgress<'a>>,
     pub(crate) before_cut: Option<AtCut<'a>>,
     pub(crate) after_cut: Option<AtCut<'a>>,
@@ -103,6 +119,7 @@ impl<'a> Backup<'a> {
             threads: 2,
             share_blocks: false,
             manifest: ManifestPlace::FirstDestination,
+            on_unseen_change: OnUnseenChange::Retry,
             on_progress: None,
             before_cut: None,
             after_cut: None,
@@ -179,6 +196,12 @@ impl<'a> Backup<'a> {
     /// Where the manifest goes.
     pub fn manifest(mut self, place: ManifestPlace) -> Self {
         self.manifest = place;
+        self
+    }
+
+    /// What becomes of the backup if a file is changed by something that is not captured.
+    pub fn on_unseen_change(mut self, what: OnUnseenChange) -> Self {
+        self.on_unseen_change = what;
         self
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use regex::bytes::RegexSet;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::backup::{Backup, KeepFree, ManifestPlace, PhaseTimes, Report, Warning};
+use crate::backup::{Backup, KeepFree, ManifestPlace, OnUnseenChange, PhaseTimes, Report, Warning};
 use crate::beneath::Table;
 use crate::converge::Held;
 use crate::copier::{Desk, Fault, Manner, Outcome, Side};
@@ -52,6 +52,7 @@ pub(crate) struct Plan {
     pub(crate) threads: usize,
     pub(crate) share_blocks: bool,
     pub(crate) manifest: ManifestPlace,
+    pub(crate) on_unseen_change: OnUnseenChange,
     pub(crate) calls_before_cut: bool,
 }
 
@@ -86,6 +87,7 @@ impl Plan {
             threads: wishes.threads,
             share_blocks: wishes.share_blocks,
             manifest: wishes.manifest.clone(),
+            on_unseen_change: wishes.on_unseen_change,
             calls_before_cut: wishes.before_cut.is_some(),
         })
     }
@@ -504,9 +506,7 @@ impl Engine<'_> {
             Trouble::Vanished => Error::Defect("a name could not be found again".into()),
             Trouble::NoRoom => Error::io(Op::Arm, "every file", rustix::io::Errno::NOMEM),
             Trouble::Void(reason) => Error::NoCut { attempts: 0, reason: reason.into() },
-            Trouble::Unsteady(id) => {
-                Error::Unseen { path: self.path_of(id, Side::Source), by: "it did not keep still".into() }
-            }
+            Trouble::Unsteady(id) => self.unsteady(id),
         }
     }
 

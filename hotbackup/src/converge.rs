@@ -503,6 +503,9 @@ impl Engine<'_> {
 
     fn patch_pair(&mut self, id: NodeId, pair: &Pair) -> Result<(), Trouble> {
         let tail = self.examine_pair(id, pair)?;
+        if tail == Some(0) && self.tree.node(id).suspect {
+            copier::wait_for_writes(pair.source.as_fd());
+        }
         let tail = self.fit_copy(id, pair, tail)?;
         let node = self.tree.node_mut(id);
         let reserve = self.pairs[node.pair_of_copy as usize].reserve;

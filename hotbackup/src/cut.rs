@@ -7,6 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::backup::OnUnseenChange;
 use crate::conductor::{Engine, Trouble};
 use crate::converge::PER_FILE;
 use crate::copier::{self, Fault, Side};
@@ -17,7 +18,7 @@ use crate::progress::Phase;
 use crate::registry::{self, WATCH};
 use crate::session::Request;
 use crate::sys;
-use crate::tree::NodeId;
+use crate::tree::{Copy, NodeId};
 
 /// What may be left to copy when the gate closes, at first.
 pub(crate) const LITTLE: u64 = 4 << 20;
@@ -66,7 +67,10 @@ impl Engine<'_> {
                         self.ask_about_new()?;
                         return Ok(Cut { instant, freeze, attempts });
                     }
-                    reason = self.distrust(&unseen, attempts)?;
+                    match self.distrust(&unseen, attempts)? {
+                        Some(why) => reason = why,
+                        None => return Ok(Cut { instant, freeze, attempts }),
+                    }
                 }
                 Err(Trouble::Fatal(error)) => return Err(*error),
                 Err(Trouble::Fault(id, fault @ (Fault::Sys { .. } | Fault::Full | Fault::Defect))) => {
@@ -74,6 +78,11 @@ impl Engine<'_> {
                 }
                 Err(trouble) => {
                     reason = self.describe(&trouble);
+                    if let Trouble::Unsteady(id) | Trouble::Fault(id, Fault::Interrupted) = trouble
+                        && self.tree.node(id).suspect
+                    {
+                        self.give_way(id, attempts)?;
+                    }
                     self.give_time(self.held_up).map_err(|t| self.explain(t))?;
                 }
             }
@@ -172,6 +181,9 @@ impl Engine<'_> {
             self.converge_once()?;
         }
         for id in std::mem::take(&mut self.young) {
+            if self.plan.on_unseen_change == OnUnseenChange::Fail && self.is_changed_unseen(id)? {
+                return Err(Trouble::Unsteady(id));
+            }
             self.tree.node(id).marks.mark_all(&WATCH.ledger);
         }
         Ok(())
@@ -334,10 +346,15 @@ impl Engine<'_> {
     /// Reads a file whole that may change without a trace, until two looks at it agree.
     fn copy_suspect(&mut self, id: NodeId) -> Result<(), Trouble> {
         let node = self.tree.node(id);
-        if node.replaced || node.excluded || !node.is_file() {
+        if node.replaced || node.excluded || node.conceded || !node.is_file() {
             return Ok(());
         }
         let marks = node.marks;
+        let fails = self.plan.on_unseen_change == OnUnseenChange::Fail;
+        // Every captured change is dealt with.
+        if fails && node.copy == Copy::Done && self.stamp_now(id).is_ok_and(|now| now != marks.stamp()) {
+            return Err(Trouble::Unsteady(id));
+        }
         for _ in 0..READS {
             marks.mark_all(&WATCH.ledger);
             marks.mark_flags(&WATCH.ledger, extents::ATTRIBUTES);

@@ -84,7 +84,7 @@ mod verify;
 mod walk;
 
 #[cfg(not(loom))]
-pub use backup::{Backup, KeepFree, ManifestPlace, PhaseTimes, Report, Source, Warning};
+pub use backup::{Backup, KeepFree, ManifestPlace, OnUnseenChange, PhaseTimes, Report, Source, Warning};
 #[cfg(not(loom))]
 pub use error::{Error, Op, Result};
 #[cfg(not(loom))]

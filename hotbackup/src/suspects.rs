@@ -4,19 +4,21 @@
 //! two looks, fanotify tells which other process closed a file that it had open for writing, where it is permitted.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, openat, statx};
 
+use crate::backup::OnUnseenChange;
 use crate::beneath;
 use crate::conductor::{Engine, Pair};
 use crate::copier::Side;
 use crate::error::Result;
 use crate::extents::Marks;
 use crate::intercept::device;
-use crate::mappings;
+use crate::mappings::{self, Line, Text};
 use crate::registry::WATCH;
 use crate::sys;
 use crate::sys::handle::FileHandle;
@@ -27,7 +29,9 @@ use crate::tree::{NodeId, Tree};
 pub(crate) enum Way {
     /// Another process has it open for writing.
     Process(u32),
-    /// This process has mapped it shared and writable.
+    /// Another process has mapped it shared and writable.
+    MappedBy(u32),
+    /// This process has, and stores to it cannot be watched.
     Mapping,
 }
 
@@ -42,13 +46,16 @@ struct Written {
 impl std::fmt::Display for Way {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Way::Process(pid) => {
+            Way::Process(pid) | Way::MappedBy(pid) => {
                 // A process that has ended has no name any more.
                 match read(&format!("/proc/{pid}/comm")) {
                     Some(name) => write!(f, "process {pid} ({})", name.trim())?,
                     None => write!(f, "process {pid}")?,
                 }
-                f.write_str(", which had it open for writing")
+                f.write_str(match self {
+                    Way::MappedBy(_) => ", which had it mapped for writing",
+                    _ => ", which had it open for writing",
+                })
             }
             Way::Mapping => f.write_str("a shared writable mapping of this process"),
         }
@@ -59,7 +66,7 @@ impl Engine<'_> {
     /// Finds the files of the sources that may change without a trace. Returns the new ones.
     pub(crate) fn suspect_writers(&mut self) -> Result<Vec<NodeId>> {
         let mut found = Vec::new();
-        writers(&mut found);
+        self.find_writers(&mut found);
         for marks in self.take_unwatchable() {
             let Some(node) = self.tree.get(marks.node()) else { continue };
             found.push(Written { marks, handle: node.handle, way: Way::Mapping });
@@ -76,6 +83,10 @@ impl Engine<'_> {
             if node.handle != handle || node.suspect || node.excluded || !node.is_file() {
                 continue;
             }
+            let fails = self.plan.on_unseen_change == OnUnseenChange::Fail && way != Way::Mapping;
+            if fails && self.is_changed_unseen(id).map_err(|t| self.explain(t))? {
+                return Err(self.unsteady(id));
+            }
             self.tree.node_mut(id).suspect = true;
             self.suspects.push(id);
             fresh.push(id);
@@ -83,7 +94,9 @@ impl Engine<'_> {
             let path = self.path_of(id, Side::Source);
             let text = match way {
                 Way::Mapping => mappings::MAPPED.into(),
-                Way::Process(_) => format!("was also being written by {way}; it was copied whole at the cut"),
+                Way::Process(_) | Way::MappedBy(_) => {
+                    format!("was also being written by {way}; it was copied whole at the cut")
+                }
             };
             self.warn(Some(path), text);
         }
@@ -100,6 +113,42 @@ impl Engine<'_> {
         }
     }
 
+    /// Files that other processes have open for writing or mapped such that they can store to them (proc_pid_fd(5),
+    /// proc_pid_fdinfo(5), proc_pid_maps(5)).
+    fn find_writers(&self, found: &mut Vec<Written>) {
+        let own = sys::raw::getpid();
+        let mut text = Text::new();
+        for pid in numbers("/proc").into_iter().filter(|&pid| pid != own) {
+            for fd in numbers(&format!("/proc/{pid}/fd")) {
+                let Some((marks, handle)) = watched(format!("/proc/{pid}/fd/{fd}").as_bytes()) else {
+                    continue;
+                };
+                if is_writable(pid, fd) {
+                    found.push(Written { marks, handle, way: Way::Process(pid) });
+                }
+            }
+            let Ok(maps) = CString::new(format!("/proc/{pid}/maps")) else { continue };
+            let _ = mappings::each(&maps, &mut text, |line| {
+                if let Some(marks) = self.mapped_for_writing(&line)
+                    && let Some(node) = self.tree.get(marks.node())
+                {
+                    found.push(Written { marks, handle: node.handle, way: Way::MappedBy(pid) });
+                }
+                Ok::<(), Infallible>(())
+            });
+        }
+    }
+
+    fn mapped_for_writing(&self, line: &Line<'_>) -> Option<&'static Marks> {
+        if !line.is_shared() || !line.is_writable() || line.inode == 0 {
+            return None;
+        }
+        let (device, inode) = line.file()?;
+        // Where devices tell nothing, a file of that number will do.
+        let roots = self.pairs.iter().map(|pair| self.tree.node(pair.root_node).marks.device_and_inode().0);
+        [device].into_iter().chain(roots).find_map(|device| WATCH.find(device, inode))
+    }
+
     pub(crate) fn copy_everything_again(&mut self) {
         for id in self.tree.ids() {
             let node = self.tree.node_mut(id);
@@ -107,24 +156,6 @@ impl Engine<'_> {
                 node.is_uncertain = true;
             } else if node.is_file() && !node.replaced && !node.excluded {
                 node.marks.mark_all(&WATCH.ledger);
-            }
-        }
-    }
-}
-
-/// Files that other processes have open for writing (proc_pid_fd(5), proc_pid_fdinfo(5)).
-fn writers(found: &mut Vec<Written>) {
-    let own = sys::raw::getpid();
-    for pid in numbers("/proc") {
-        if pid == own {
-            continue;
-        }
-        for fd in numbers(&format!("/proc/{pid}/fd")) {
-            let Some((marks, handle)) = watched(format!("/proc/{pid}/fd/{fd}").as_bytes()) else {
-                continue;
-            };
-            if is_writable(pid, fd) {
-                found.push(Written { marks, handle, way: Way::Process(pid) });
             }
         }
     }

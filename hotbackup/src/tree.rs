@@ -92,6 +92,8 @@ pub(crate) struct Node {
     pub(crate) looked_at: u32,
     /// It may be changed in ways that leave no trace: copied whole in the freeze.
     pub(crate) suspect: bool,
+    /// It is changed all the time by something that is not captured, and the caller takes its copy as it is.
+    pub(crate) conceded: bool,
     /// A directory that is to be listed again when the first walk has ended.
     pub(crate) put_off: bool,
     /// The host uses it with `O_DIRECT`, and so do we.

@@ -571,6 +571,7 @@ fn new_node(
         is_uncertain: false,
         looked_at: 0,
         suspect: false,
+        conceded: false,
         put_off: false,
         direct: false,
         placed: Placed::No,
