@@ -1,12 +1,14 @@
-/* A mapped file of gigabytes, of which few pages were stored to, is in the copy within the freeze: copying it whole would not fit.
+/* A large mapped file of which few pages were stored to is in the copy within the freeze, where copying it whole does not fit.
  *
- * Method: 1.2 GiB of data in a file of 2 GiB. A thread stores to pages of it all the time, and comes to rest in before_cut. */
+ * Method: a file of 2 GiB, in which HOTBACKUP_MAPPED_MIB (400) are data, and a freeze of 100 ms at the most. A thread stores to pages
+ * of it all the time, and comes to rest in before_cut. */
 #include "common.h"
 
 #include <stdbool.h>
 #include <sys/mman.h>
 
-static const size_t SIZE = 2ul << 30, DATA = 600ul << 20, PAGE = 4096;
+static const size_t SIZE = 2ul << 30, PAGE = 4096;
+static size_t DATA;
 static char *map;
 static pthread_mutex_t storing = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t stores, at_the_cut;
@@ -42,6 +44,8 @@ static void after_cut(void *unused) {
 
 int main(int argc, char **argv) {
     CHECK(argc == 3);
+    const char *megabytes = getenv("HOTBACKUP_MAPPED_MIB");
+    DATA = (megabytes ? strtoul(megabytes, NULL, 10) : 400) << 20;
     int fd = open(in(argv[1], "big"), O_RDWR | O_CREAT, 0600);
     CHECK(fd >= 0);
     static char block[1 << 20];
@@ -63,6 +67,7 @@ int main(int argc, char **argv) {
     options.pair_count = 1;
     options.manifest_place = HOTBACKUP_MANIFEST_NONE;
     options.keep_free = 0;
+    options.max_stall_ms = 100;
     options.before_cut = before_cut;
     options.after_cut = after_cut;
     CHECK_OK(API(hotbackup_backup)(&options, &report));
