@@ -238,6 +238,7 @@ impl Meaning<c_long> for ByNumber {
             libc::SYS_io_submit if is_new(c) => Submits { ring, count: b, requests: c }.pass(real),
             libc::SYS_io_getevents | SYS_IO_PGETEVENTS if is_new(d) => Reaps { ring, events: d }.pass(real),
             libc::SYS_io_destroy if is_new(0) => Destroys { ring }.pass(real),
+            libc::SYS_userfaultfd => intercept::making_userfaultfd(real),
             _ => pass_by_number(number, registers, real),
         }
     }

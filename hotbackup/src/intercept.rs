@@ -18,7 +18,7 @@ pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
 use crate::crossings;
 use crate::extents::{self, Marks, Stamp};
 use crate::gate::{self, Gate, Inside, State, Word};
-pub use crate::mappings::mapping;
+pub use crate::mappings::{making_userfaultfd, mapping};
 use crate::registry::{self, WATCH};
 use crate::sys;
 use crate::sys::scratch::PATH_MAX;
@@ -902,6 +902,7 @@ mod tests {
 
     #[test]
     fn an_ordinary_call_does_not_have_everything_looked_at() {
+        let _alone = registry::ALONE.lock();
         let file = tempfile::tempfile().expect("a file");
         let gate = registry::prepare().expect("a gate");
         let slot = registry::slot().expect("a slot");

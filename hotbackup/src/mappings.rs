@@ -15,6 +15,7 @@ mod notes;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -27,7 +28,8 @@ use crate::registry::{self, WATCH};
 use crate::sys;
 use crate::sys::userfault::StoreWatch;
 use crate::tree::{Copy, NodeId};
-pub(crate) use lines::{Line, Text, each};
+use lines::Line;
+pub(crate) use lines::{Text, each};
 pub(crate) use notes::Notes;
 
 /// So much is watched at most: the kernel's notes of it take a 512th of that, until it is unmapped.
@@ -88,6 +90,23 @@ fn captured<R>(
         }
     }
     result
+}
+
+/// Makes the call `real`, which gives the program a userfaultfd. With it, it could not watch what the engine watches; so that ends
+/// before, for the rest of the session.
+///
+/// For hooks. Waits for the engine, at most `max_stall`.
+pub fn making_userfaultfd<R>(real: impl FnOnce() -> R) -> R {
+    if intercept::is_capturing() && !intercept::is_not_ours() {
+        WATCH.mapped.call_off();
+        let limit = WATCH.max_stall_ns.load(std::sync::atomic::Ordering::Relaxed);
+        let begun = sys::raw::monotonic_ns();
+        let waits = || sys::raw::monotonic_ns() - begun < limit && intercept::is_capturing();
+        while !WATCH.mapped.has_made_way() && waits() {
+            sys::thread::nap(Duration::from_micros(200));
+        }
+    }
+    real()
 }
 
 /// A file mapped into memory.
@@ -184,6 +203,16 @@ impl Mappings {
         })
     }
 
+    /// Watches nothing any more if the program wants to: its mapped files are suspect from the next look on.
+    fn make_way(&mut self) {
+        if WATCH.mapped.is_called_off() && !WATCH.mapped.has_made_way() {
+            self.watched.iter().for_each(|entry| mark(entry.marks, entry.mapping.bytes()));
+            self.release();
+            self.refused = Some(Errno::BUSY);
+            WATCH.mapped.make_way();
+        }
+    }
+
     /// Ends the watching.
     pub(crate) fn release(&mut self) {
         if let Some(stores) = self.stores.take() {
@@ -214,6 +243,14 @@ impl Mappings {
             stored |= !entry.unwritable && (!entry.scan(stores) || entry.stored);
         }
         stored
+    }
+
+    /// Whether a mapping of a file has gone since it was scanned last: then another one may be that one, moved.
+    fn has_lost_one_of(&mut self, marks: &'static Marks) -> bool {
+        let Some(stores) = &mut self.stores else { return false };
+        let of_file =
+            self.watched.iter_mut().filter(|entry| std::ptr::eq(entry.marks, marks) && !entry.unwritable);
+        { of_file }.any(|entry| !entry.scan(stores))
     }
 
     /// Whether this mapping is watched already.
@@ -362,6 +399,9 @@ impl Engine<'_> {
 
     /// Takes over what captured calls have mapped; false if they have mapped more than there was room for.
     pub(crate) fn note_mappings(&mut self) -> bool {
+        if !self.tree.is_fixed() {
+            self.mappings.make_way();
+        }
         let all = self.mappings.take_notes();
         if !all && !self.tree.is_fixed() {
             self.copy_everything_again();
@@ -430,6 +470,7 @@ impl Engine<'_> {
                 && !self.mappings.knows(&mapping)
                 && let Some(marks) = WATCH.find(mapping.file.0, mapping.file.1)
                 && self.tree.get(marks.node()).is_some_and(|node| node.is_file() && !node.suspect)
+                && !self.mappings.has_lost_one_of(marks)
             {
                 unknown.push(marks.node());
             }

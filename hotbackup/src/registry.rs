@@ -16,6 +16,10 @@ use crate::mappings::Notes;
 use crate::sys;
 use crate::sys::mem::{AtomicRef, zeroed};
 
+/// Tests that capture, or set the gate, do so one at a time.
+#[cfg(test)]
+pub(crate) static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
 /// Threads that can have a slot at the same time.
 const SLOTS: usize = 1 << 16;
 

@@ -18,7 +18,7 @@ use crate::copier::Side;
 use crate::error::Result;
 use crate::extents::Marks;
 use crate::intercept::device;
-use crate::mappings::{self, Line, Text};
+use crate::mappings::{self, Text};
 use crate::registry::WATCH;
 use crate::sys;
 use crate::sys::handle::FileHandle;
@@ -129,7 +129,10 @@ impl Engine<'_> {
             }
             let Ok(maps) = CString::new(format!("/proc/{pid}/maps")) else { continue };
             let _ = mappings::each(&maps, &mut text, |line| {
-                if let Some(marks) = self.mapped_for_writing(&line)
+                if line.is_shared()
+                    && line.is_writable()
+                    && line.inode != 0
+                    && let Some(marks) = line.file().and_then(|(dev, ino)| WATCH.find(dev, ino))
                     && let Some(node) = self.tree.get(marks.node())
                 {
                     found.push(Written { marks, handle: node.handle, way: Way::MappedBy(pid) });
@@ -137,16 +140,6 @@ impl Engine<'_> {
                 Ok::<(), Infallible>(())
             });
         }
-    }
-
-    fn mapped_for_writing(&self, line: &Line<'_>) -> Option<&'static Marks> {
-        if !line.is_shared() || !line.is_writable() || line.inode == 0 {
-            return None;
-        }
-        let (device, inode) = line.file()?;
-        // Where devices tell nothing, a file of that number will do.
-        let roots = self.pairs.iter().map(|pair| self.tree.node(pair.root_node).marks.device_and_inode().0);
-        [device].into_iter().chain(roots).find_map(|device| WATCH.find(device, inode))
     }
 
     pub(crate) fn copy_everything_again(&mut self) {
@@ -208,6 +201,17 @@ pub(crate) fn read(path: &str) -> Option<String> {
     }
 }
 
+/// Whether the queue of events is as short as the system's limit says, which a test wants.
+fn is_queue_short() -> bool {
+    #[cfg(test)]
+    return QUEUE_IS_SHORT.load(std::sync::atomic::Ordering::SeqCst);
+    #[cfg(not(test))]
+    false
+}
+
+#[cfg(test)]
+static QUEUE_IS_SHORT: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
 /// Tells of files that another process had open for writing and closed (fanotify(7)).
 pub(crate) struct Fanotify {
     group: Option<OwnedFd>,
@@ -223,7 +227,7 @@ pub(crate) struct Fanotify {
 impl Fanotify {
     /// Watches the filesystems of the sources, as far as this process may.
     pub(crate) fn watch(pairs: &[Pair]) -> Fanotify {
-        let group = sys::fanotify::group().ok().filter(|group| {
+        let group = sys::fanotify::group(!is_queue_short()).ok().filter(|group| {
             pairs.iter().all(|Pair { root, .. }| {
                 // What is told of is found by its handle.
                 FileHandle::of(root.as_fd(), c"").is_some()
@@ -254,3 +258,6 @@ impl Fanotify {
         lost
     }
 }
+
+#[cfg(test)]
+mod tests;

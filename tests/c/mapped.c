@@ -4,7 +4,7 @@
  * Method: files are mapped in several ways, and stored to before the session, while files are copied (with a pause, so that they
  * have been read by then), and in before_cut, which then notes what they hold; from after_cut on every page is stored to. The
  * third argument says what is to be in the way: "nothing", "forbidden" (a filter refuses userfaultfd), or "own" (the program has
- * a userfaultfd by itself, which must go on working on its mappings). */
+ * a userfaultfd by itself, which must go on working on its mappings), or "late" (it makes one while the session runs). */
 #include "common.h"
 
 #include <linux/filter.h>
@@ -16,6 +16,11 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+/* Since Linux 6.7; headers may be older. */
+#ifndef UFFD_FEATURE_WP_ASYNC
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+
 enum { PAGE = 4096, PAGES = 2048, SIZE = PAGE * PAGES, FILES = 5 };
 enum { MAPPED, READ_ONLY, MOVED, FLEETING, RAW };
 static const char *const names[FILES] = {"mapped", "read-only", "moved", "fleeting", "raw"};
@@ -25,7 +30,7 @@ static char *map[FILES];
 static int fd[FILES];
 static char *expected[FILES];
 static int own = -1;
-static bool watched;
+static bool watched, late;
 
 static void forbid(void) {
     struct sock_filter steps[] = {
@@ -40,7 +45,7 @@ static void forbid(void) {
 }
 
 static void own_userfaultfd(void) {
-    struct uffdio_api api = {.api = UFFD_API};
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC};
     own = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
     CHECK(own >= 0 && ioctl(own, UFFDIO_API, &api) == 0);
 }
@@ -94,9 +99,21 @@ static void store(char with) {
     }
 }
 
+/* The program's own userfaultfd can have its mapping. */
+static void register_own(void) {
+    struct uffdio_register range = {{(unsigned long)map[MAPPED], SIZE}, UFFDIO_REGISTER_MODE_WP, 0};
+    CHECK(ioctl(own, UFFDIO_REGISTER, &range) == 0);
+}
+
 static int on_progress(const hotbackup_progress *progress, void *unused) {
     (void)unused;
-    if (progress->phase == HOTBACKUP_PHASE_COPY && progress->bytes_done > SIZE) store('c');
+    if (progress->phase != HOTBACKUP_PHASE_COPY || progress->bytes_done <= SIZE) return 0;
+    store('c');
+    if (late && own < 0) {
+        own_userfaultfd();
+        register_own();
+        watched = false;
+    }
     return 0;
 }
 
@@ -108,11 +125,7 @@ static void before_cut(void *unused) {
 
 static void after_cut(void *unused) {
     (void)unused;
-    if (own >= 0) {
-        /* As long as the session lasts, and behind it. */
-        struct uffdio_register range = {{(unsigned long)map[MAPPED], SIZE}, UFFDIO_REGISTER_MODE_MISSING, 0};
-        if (ioctl(own, UFFDIO_REGISTER, &range) != 0) CHECK(errno == EINVAL);
-    }
+    if (own >= 0) register_own();
     for (int page = 0; page < PAGES; page++) map[MAPPED][page * PAGE] = 'a';
     store('a');
 }
@@ -155,7 +168,8 @@ int main(int argc, char **argv) {
     map[MOVED] = map_shared(fd[MOVED], PROT_READ | PROT_WRITE);
     map[RAW] = raw_mmap(fd[RAW]);
     for (int page = 0; page < PAGES / 2; page++) map[MAPPED][page * PAGE] = 'e';
-    watched = strcmp(argv[3], "nothing") == 0;
+    late = strcmp(argv[3], "late") == 0;
+    watched = late || strcmp(argv[3], "nothing") == 0;
     if (strcmp(argv[3], "forbidden") == 0) forbid();
     if (strcmp(argv[3], "own") == 0) own_userfaultfd();
 
@@ -177,8 +191,7 @@ int main(int argc, char **argv) {
     if (watched) {
         /* Nothing of ours is left on the mappings. */
         own_userfaultfd();
-        struct uffdio_register range = {{(unsigned long)map[MAPPED], SIZE}, UFFDIO_REGISTER_MODE_WP, 0};
-        CHECK(ioctl(own, UFFDIO_REGISTER, &range) == 0 || errno == EINVAL);
+        register_own();
     }
     printf("%s: cut at try %d after %.1f ms, %llu KiB copied again\n", argv[3], (int)report.cut_attempts,
            (double)report.freeze_ns / 1e6, (unsigned long long)report.bytes_recopied >> 10);

@@ -39,16 +39,27 @@ pub(crate) struct Notes {
     count: AtomicU32,
     /// One was not made.
     lost: AtomicBool,
+    /// The program wants to watch memory itself; and the engine has made way for it.
+    called_off: AtomicBool,
+    made_way: AtomicBool,
 }
 
 impl Notes {
     pub(crate) const fn new() -> Notes {
-        Notes { page: AtomicRef::none(), count: AtomicU32::new(0), lost: AtomicBool::new(false) }
+        Notes {
+            page: AtomicRef::none(),
+            count: AtomicU32::new(0),
+            lost: AtomicBool::new(false),
+            called_off: AtomicBool::new(false),
+            made_way: AtomicBool::new(false),
+        }
     }
 
     /// Readies everything for a new session; false without memory.
     pub(crate) fn reset(&self, pool: &Pool) -> bool {
-        self.lost.store(false, Ordering::Relaxed);
+        for flag in [&self.lost, &self.called_off, &self.made_way] {
+            flag.store(false, Ordering::Relaxed);
+        }
         self.page.store(pool.one::<Page>(), Ordering::Release);
         self.page.load(Ordering::Relaxed).is_some()
     }
@@ -68,6 +79,23 @@ impl Notes {
             }
         }
         self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Has the engine watch nothing any more in this session. Whether it has stopped is for [`Notes::has_made_way`] to say.
+    pub(super) fn call_off(&self) {
+        self.called_off.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_called_off(&self) -> bool {
+        self.called_off.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn make_way(&self) {
+        self.made_way.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn has_made_way(&self) -> bool {
+        self.made_way.load(Ordering::SeqCst)
     }
 
     /// Takes all notes; false if some were not made.

@@ -15,13 +15,12 @@ fn errno(e: syscalls::Errno) -> Errno {
 
 /// A group whose events name files by their handles (since Linux 5.1): events that open their files would keep alive what the
 /// host deletes, and make their reader free it.
-pub(crate) fn group() -> Result<OwnedFd, Errno> {
-    // Our own copies are told of as well, thousands at once: the usual length of the queue would lose some.
-    let flags = libc::FAN_CLASS_NOTIF
-        | libc::FAN_REPORT_FID
-        | libc::FAN_CLOEXEC
-        | libc::FAN_NONBLOCK
-        | libc::FAN_UNLIMITED_QUEUE;
+pub(crate) fn group(unlimited: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+    if unlimited {
+        // Our own copies are told of as well, thousands at once: the usual length of the queue would lose some.
+        flags |= libc::FAN_UNLIMITED_QUEUE;
+    }
     // SAFETY: takes no pointers.
     let fd = unsafe { syscall!(Sysno::fanotify_init, flags, libc::O_RDONLY) }.map_err(errno)?;
     // SAFETY: the kernel has just made this descriptor for us.
