@@ -12,13 +12,15 @@
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
-use hotbackup::intercept::{At, Change, ErrorNumber};
+use hotbackup::intercept::{At, Change, Entry, ErrorNumber};
 use libc::{dev_t, gid_t, iovec, mode_t, off64_t, size_t, ssize_t, timespec, timeval, uid_t, utimbuf};
 
-use crate::control::Control;
-use crate::meaning::{
-    self, ByNumber, Destroys, Ends, EndsMany, Leaves, Maps, Meaning, Moves, Prepared, Reaps, Register, Submits,
+use crate::asynchronous::{
+    Asks, ByNumber, Destroys, Enters, Leaves, MakesRing, Prepared, PreparedAndWaits, Queues, QueuesList,
+    Reaps, Registers, SetsUp, Submits, Suspends,
 };
+use crate::control::Control;
+use crate::meaning::{self, Ends, EndsMany, Maps, Meaning, Moves, Register};
 use crate::real::{Real, Unavailable, get_errno, set_errno};
 use crate::streams::{self, Closes, Reopens, Stream};
 
@@ -187,7 +189,7 @@ hooks! {
         => Reopens { path, mode, stream };
     [fclose | _IO_fclose](stream: Stream) -> c_int => Closes(stream);
 
-    // Writes that go on behind the call, through libaio or by number.
+    // Writes that go on behind the call: through libaio,
     [io_submit](ring: *mut c_void, count: c_long, requests: *mut *mut c_void) -> c_int
         => Submits { ring: ring as usize, count: count as usize, requests: requests as usize }, or SYS_io_submit negated;
     [io_getevents](ring: *mut c_void, least: c_long, most: c_long, events: *mut c_void, timeout: *mut timespec) -> c_int
@@ -196,9 +198,49 @@ hooks! {
         signals: *mut c_void) -> c_int
         => Reaps { ring: ring as usize, events: events as usize };
     [io_destroy](ring: *mut c_void) -> c_int => Destroys { ring: ring as usize }, or SYS_io_destroy negated;
-    [io_uring_submit](ring: *mut c_void) -> c_int => Prepared { handle: ring as usize };
-    [io_uring_submit_and_wait](ring: *mut c_void, least: c_uint) -> c_int => Prepared { handle: ring as usize };
+    // through the C library's own threads,
+    [aio_write | aio_write64](request: *mut c_void) -> c_int => Queues { request: request as usize };
+    [lio_listio | lio_listio64](mode: c_int, requests: *const *mut c_void, count: c_int, event: *mut c_void) -> c_int
+        => QueuesList { requests: requests as usize, count };
+    [aio_error | aio_error64](request: *const c_void) -> c_int
+        => Asks { request: request as usize, for_good: false };
+    [aio_return | aio_return64](request: *mut c_void) -> ssize_t
+        => Asks { request: request as usize, for_good: true };
+    [aio_suspend | aio_suspend64](requests: *const *const c_void, count: c_int, timeout: *const timespec) -> c_int
+        => Suspends { requests: requests as usize, count };
+    // through liburing,
+    [io_uring_submit | io_uring_submit_and_get_events](ring: *mut c_void) -> c_int
+        => Prepared { handle: ring as usize };
+    [io_uring_submit_and_wait](ring: *mut c_void, least: c_uint) -> c_int
+        => PreparedAndWaits { handle: ring, least };
+    [io_uring_submit_and_wait_timeout](ring: *mut c_void, end: *mut *mut c_void, least: c_uint, timeout: *mut c_void,
+        signals: *mut c_void) -> c_int => Prepared { handle: ring as usize };
+    [io_uring_submit_and_wait_min_timeout](ring: *mut c_void, end: *mut *mut c_void, least: c_uint,
+        timeout: *mut c_void, least_wait: c_uint, signals: *mut c_void) -> c_int => Prepared { handle: ring as usize };
+    [io_uring_submit_and_wait_reg](ring: *mut c_void, end: *mut *mut c_void, least: c_uint, index: c_int) -> c_int
+        => Prepared { handle: ring as usize };
+    [io_uring_queue_init](entries: c_uint, ring: *mut c_void, flags: c_uint) -> c_int => MakesRing;
+    [io_uring_queue_init_params | io_uring_queue_init_try_nosqarr](entries: c_uint, ring: *mut c_void,
+        parameters: *mut c_void) -> c_int => MakesRing;
+    [io_uring_queue_init_mem](entries: c_uint, ring: *mut c_void, parameters: *mut c_void, memory: *mut c_void,
+        size: size_t) -> c_int => MakesRing;
+    [io_uring_get_probe]() -> *mut c_char => MakesRing;
     [io_uring_queue_exit](ring: *mut c_void) -> () => Leaves { handle: ring as usize };
+    [io_uring_setup](entries: c_uint, parameters: *mut c_void) -> c_int => SetsUp { parameters };
+    [io_uring_enter](ring: c_int, to_submit: c_uint, least: c_uint, flags: c_uint, signals: *mut c_void) -> c_int
+        => Enters(Entry { fd: ring, to_submit, least, flags, argument: signals as usize, size: KERNEL_SIGNALS });
+    [io_uring_enter2](ring: c_int, to_submit: c_uint, least: c_uint, flags: c_uint, argument: *mut c_void,
+        size: size_t) -> c_int => Enters(Entry { fd: ring, to_submit, least, flags, argument: argument as usize, size });
+    [io_uring_register](ring: c_int, what: c_uint, argument: *const c_void, count: c_uint) -> c_int => Registers;
+    [io_uring_register_files](ring: *mut c_void, files: *const c_int, count: c_uint) -> c_int => Registers;
+    [io_uring_register_files_tags](ring: *mut c_void, files: *const c_int, tags: *const c_void, count: c_uint) -> c_int
+        => Registers;
+    [io_uring_register_files_update](ring: *mut c_void, at: c_uint, files: *const c_int, count: c_uint) -> c_int
+        => Registers;
+    [io_uring_register_files_update_tag](ring: *mut c_void, at: c_uint, files: *const c_int, tags: *const c_void,
+        count: c_uint) -> c_int => Registers;
+    [io_uring_unregister_files](ring: *mut c_void) -> c_int => Registers;
+    // and by number.
     [syscall](number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long
         => ByNumber { number, registers: [a, b, c, d, e, f] };
 
@@ -303,6 +345,21 @@ hooks! {
         => meaning::attributes_at(dir, path, flags), by SYS_setxattrat | SYS_removexattrat;
     [](dir: c_int, path: *const c_char, attributes: *const c_void, len: size_t, flags: c_int) -> c_long
         => meaning::attributes_at(dir, path, flags), by SYS_file_setattr;
+}
+
+/// The size of the kernel's signal sets.
+const KERNEL_SIGNALS: size_t = 8;
+
+/// liburing's `io_uring_submit`, which is its `io_uring_submit_and_wait` without the wait.
+///
+/// # Safety
+/// As for that function.
+pub(crate) unsafe fn submit_only(ring: *mut c_void) -> c_int {
+    type Call = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
+    // SAFETY: the address is liburing's function of this name, or `missing`: both have this type.
+    let real = unsafe { std::mem::transmute::<*mut c_void, Call>(io_uring_submit::REAL.address()) };
+    // SAFETY: the caller says so.
+    unsafe { real(ring) }
 }
 
 const fn c_name(name: &'static str) -> &'static CStr {

@@ -1,6 +1,6 @@
 //! libHotBackup: the preload library and C interface of [`hotbackup`].
 //!
-//! `hooks` is the table of replaced libc functions, `meaning` says what the unusual ones among them change, `real` finds
+//! `hooks` is the table of replaced libc functions, `meaning` and `asynchronous` say what the unusual ones among them change, `real` finds
 //! the functions that they replace, `live` proves at the start of every session that the hooks are in force. `api` and
 //! `tokubackup` are what C programs call; the header `include/hotbackup.h` is generated from them and is their manual.
 #![allow(non_snake_case, reason = "the library is called libHotBackup.so, as the original was")]
@@ -9,6 +9,7 @@
 compile_error!("the hooks know the spellings and the ABI of 64-bit Linux only");
 
 pub mod api;
+mod asynchronous;
 mod control;
 pub mod declarations;
 mod elf;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hotbackup::{Error, Result, intercept};
 
+use crate::asynchronous::look_at_environment;
 use crate::elf::{DynamicEntry, Import, Tables, Use};
 use crate::hooks::{TABLE, look_up_all};
 use crate::scope::{LinkMap, Namespace, SearchLists};
@@ -21,6 +22,7 @@ pub(crate) extern "C" fn begin() {
     static BEGUN: AtomicBool = AtomicBool::new(false);
     if !BEGUN.swap(true, Ordering::AcqRel) {
         look_up_all();
+        look_at_environment();
         intercept::register(prove);
     }
 }

@@ -3,14 +3,12 @@
 //! The hooks hand a [`Meaning`] and the real call to [`Meaning::pass`]. Whatever takes a system call of ours is done
 //! only while a session runs: the idle path makes the real call and nothing else.
 
-use std::cell::Cell;
-use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr;
 
 use hotbackup::intercept::{self, At, Change, Outcome};
 use libc::{iovec, off64_t, size_t, ssize_t};
 
-use crate::hooks::pass_by_number;
 use crate::real::{get_errno, set_errno};
 
 /// How a call passes through the engine.
@@ -90,41 +88,6 @@ impl Meaning<*mut c_void> for Maps {
     }
 }
 
-/// `io_submit`.
-pub(crate) struct Submits {
-    pub(crate) ring: usize,
-    pub(crate) count: usize,
-    pub(crate) requests: usize,
-}
-
-/// `io_getevents` and `io_pgetevents`.
-pub(crate) struct Reaps {
-    pub(crate) ring: usize,
-    pub(crate) events: usize,
-}
-
-/// `io_destroy`.
-pub(crate) struct Destroys {
-    pub(crate) ring: usize,
-}
-
-/// `io_uring_submit`.
-pub(crate) struct Prepared {
-    pub(crate) handle: usize,
-}
-
-/// `io_uring_queue_exit`.
-pub(crate) struct Leaves {
-    pub(crate) handle: usize,
-}
-
-/// `syscall`: the table says what the number means, but for the calls of native AIO, whose result and error are not those of
-/// libaio's functions.
-pub(crate) struct ByNumber {
-    pub(crate) number: c_long,
-    pub(crate) registers: [usize; 6],
-}
-
 /// An argument as the kernel takes it out of a register: it looks at no more of it than its type has.
 pub(crate) trait Register {
     fn read(register: usize) -> Self;
@@ -153,94 +116,6 @@ impl<T> Register for *mut T {
     #[inline(always)]
     fn read(register: usize) -> Self {
         register as *mut T
-    }
-}
-
-/// The number of io_pgetevents(2), which libc does not have for every architecture.
-#[cfg(target_arch = "x86_64")]
-const SYS_IO_PGETEVENTS: c_long = 333;
-#[cfg(not(target_arch = "x86_64"))]
-const SYS_IO_PGETEVENTS: c_long = 292;
-
-thread_local! {
-    /// Ring and arguments of the call of libaio's that this thread is inside of.
-    static WITHIN: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
-}
-
-/// A call of libaio's that this thread is inside of: libaio makes the same call by `syscall`, which has nothing more to do then.
-/// Only `syscall` asks: a call of libaio's that longjmp has left behind must not hide the next one.
-struct Within {
-    outer: (usize, usize),
-}
-
-impl Within {
-    #[inline(always)]
-    fn enter(call: (usize, usize)) -> Within {
-        Within { outer: WITHIN.replace(call) }
-    }
-}
-
-impl Drop for Within {
-    fn drop(&mut self) {
-        WITHIN.set(self.outer);
-    }
-}
-
-impl<R: Copy + TryInto<usize>> Meaning<R> for Submits {
-    #[inline(always)]
-    fn pass(self, real: impl FnOnce() -> R) -> R {
-        let _within = Within::enter((self.ring, self.requests));
-        // A negative count is refused.
-        let count = if isize::try_from(self.count).is_ok() { self.count } else { 0 };
-        let taken = |result: &R| (*result).try_into().unwrap_or(0);
-        intercept::submitting(self.ring as u64, self.requests as u64, count, real, taken)
-    }
-}
-
-impl<R: Copy + TryInto<usize>> Meaning<R> for Reaps {
-    #[inline(always)]
-    fn pass(self, real: impl FnOnce() -> R) -> R {
-        let _within = Within::enter((self.ring, self.events));
-        let events = |result: &R| (self.events as u64, (*result).try_into().unwrap_or(0));
-        intercept::reaping(self.ring as u64, real, events)
-    }
-}
-
-impl<R: Copy + TryInto<usize>> Meaning<R> for Destroys {
-    #[inline(always)]
-    fn pass(self, real: impl FnOnce() -> R) -> R {
-        let _within = Within::enter((self.ring, 0));
-        intercept::destroying(self.ring as u64, real, |result| (*result).try_into().is_ok())
-    }
-}
-
-impl Meaning<c_int> for Prepared {
-    #[inline(always)]
-    fn pass(self, real: impl FnOnce() -> c_int) -> c_int {
-        intercept::submitting_prepared(self.handle as u64, real)
-    }
-}
-
-impl Meaning<()> for Leaves {
-    #[inline(always)]
-    fn pass(self, real: impl FnOnce()) {
-        intercept::leaving(self.handle as u64, real);
-    }
-}
-
-impl Meaning<c_long> for ByNumber {
-    #[inline(always)]
-    fn pass(self, real: impl FnOnce() -> c_long) -> c_long {
-        let ByNumber { number, registers } = self;
-        let [ring, b, c, d, ..] = registers;
-        let is_new = |argument| WITHIN.get() != (ring, argument);
-        match number {
-            libc::SYS_io_submit if is_new(c) => Submits { ring, count: b, requests: c }.pass(real),
-            libc::SYS_io_getevents | SYS_IO_PGETEVENTS if is_new(d) => Reaps { ring, events: d }.pass(real),
-            libc::SYS_io_destroy if is_new(0) => Destroys { ring }.pass(real),
-            libc::SYS_userfaultfd => intercept::making_userfaultfd(real),
-            _ => pass_by_number(number, registers, real),
-        }
     }
 }
 

@@ -38,20 +38,20 @@ impl Real {
     #[inline(never)]
     pub(crate) fn look_up(&self) -> *mut c_void {
         let errno = get_errno();
-        // SAFETY: `name` is NUL-terminated. No hooked function has a second version in any glibc, so `RTLD_NEXT`
-        // cannot pick a wrong one (the test `every_hooked_name_has_one_version` holds this).
+        // SAFETY: `name` is NUL-terminated. No hooked function has a second version in any glibc that is another function and
+        // could be picked (the test `every_hooked_name_has_one_version` holds this).
         let mut address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        let is_liburing = self.name.to_bytes().starts_with(b"io_uring_");
-        if is_liburing {
-            let pinned = in_liburing(self.name);
+        let library = library(self.name.to_bytes());
+        if let Some(library) = library {
+            let pinned = pinned(library, self.name);
             address = if pinned.is_null() { address } else { pinned };
         }
         let is_missing = address.is_null();
         if is_missing {
             address = self.missing as *mut c_void;
         }
-        // liburing may be loaded later.
-        if !(is_missing && is_liburing) {
+        // The library may be loaded later.
+        if !(is_missing && library.is_some()) {
             self.address.store(address, Ordering::Relaxed);
         }
         set_errno(errno);
@@ -59,11 +59,19 @@ impl Real {
     }
 }
 
-/// A function of liburing, which the program may load long after us, for one library only, and unload again.
-fn in_liburing(name: &CStr) -> *mut c_void {
+/// The library that a function is of, if the program may load it long after us, for one library only, and unload it again.
+fn library(name: &[u8]) -> Option<&'static CStr> {
+    // glibc has POSIX asynchronous input and output in itself since 2.34.
+    [(&b"io_uring_"[..], c"liburing.so.2"), (b"aio_", c"librt.so.1"), (b"lio_", c"librt.so.1")]
+        .into_iter()
+        .find_map(|(prefix, library)| name.starts_with(prefix).then_some(library))
+}
+
+/// A function of a library, if that is loaded.
+fn pinned(library: &CStr, name: &CStr) -> *mut c_void {
     // SAFETY: strings. Nothing is loaded. The reference that is taken is never given back, so the address stays good.
     unsafe {
-        let library = libc::dlopen(c"liburing.so.2".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        let library = libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
         if library.is_null() { ptr::null_mut() } else { libc::dlsym(library, name.as_ptr()) }
     }
 }

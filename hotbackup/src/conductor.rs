@@ -372,12 +372,16 @@ fn claim(plan: &Plan) -> Result<Vec<Pair>> {
     Ok(pairs)
 }
 
+/// How long a call of the host waits at most for a question that only we can answer, until the copying begins.
+const ANSWERING: Duration = Duration::from_millis(20);
+
 impl Engine<'_> {
     fn lead(&mut self) -> Result<Report> {
         self.arm()?;
         self.enter(Phase::Copy);
-        if self.caller.ask(Request::Armed).is_none() {
-            return Err(Error::Cancelled);
+        self.caller.post(Request::Armed).ok_or(Error::Cancelled)?;
+        while !self.caller.wait_at_most(ANSWERING).ok_or(Error::Cancelled)? {
+            self.meet_rings();
         }
         let copiers = self
             .desk
@@ -475,6 +479,7 @@ impl Engine<'_> {
 
     /// Fails if the session is to end, or a call of the host had to wait too long.
     pub(crate) fn check(&mut self) -> Result<(), Trouble> {
+        self.meet_rings();
         let stalled = WATCH.stalled_ns.swap(0, Ordering::Relaxed);
         let lag = WATCH.ledger.lag();
         let glides = self.plan.max_lag.is_none() || WATCH.lag_floor.load(Ordering::Relaxed) != 0;

@@ -114,7 +114,9 @@ impl Flights {
     pub(crate) fn note(&self, name: Name, target: Target) -> bool {
         // What the program calls by the same name and was not seen to be told of has been told.
         self.forget_landed(name);
-        let Some(place) = self.window(name).find(|place| place.turns(FREE, TAKEN)) else { return false };
+        // What has landed need not stay: if the program is told of it yet, it is taken for one from before the session.
+        let mut free = [FREE, LANDED].into_iter().flat_map(|state| self.window(name).map(move |place| (place, state)));
+        let Some((place, _)) = free.find(|(place, state)| place.turns(*state, TAKEN)) else { return false };
         for (word, value) in [
             (&place.ring, name.ring),
             (&place.cookie, name.cookie),
@@ -161,6 +163,23 @@ impl Flights {
         true
     }
 
+    /// Lands those of a ring that have ended as their names tell, each name being that of one request at a time. The program
+    /// has not been told.
+    pub(crate) fn land_where(
+        &self,
+        ring: u64,
+        has_ended: impl Fn(u64) -> bool,
+        mark: impl Fn(u64, &Target),
+    ) {
+        for place in self.places.iter().filter(|place| place.ring.load(Ordering::Relaxed) == ring) {
+            let cookie = place.cookie.load(Ordering::Relaxed);
+            if place.state.load(Ordering::SeqCst) == FLYING && has_ended(cookie) {
+                mark(cookie, &place.target());
+                self.take_off(place, FLYING, LANDED);
+            }
+        }
+    }
+
     /// Every request of a ring has ended, and nobody will be told.
     pub(crate) fn land_all(&self, ring: u64, mark: impl Fn(&Target)) {
         for place in self.places.iter().filter(|place| place.ring.load(Ordering::Relaxed) == ring) {
@@ -184,6 +203,15 @@ impl Flights {
     /// Whether no write is known that may not have ended.
     pub(crate) fn none_flies(&self) -> bool {
         self.flying.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether a request of this ring is known that may not have ended.
+    pub(crate) fn any_flies(&self, ring: u64) -> bool {
+        self.places.iter().any(|place| {
+            matches!(place.state.load(Ordering::SeqCst), FLYING | SPENT)
+                && place.ring.load(Ordering::Relaxed) == ring
+                && place.target() != Target::NOTHING
+        })
     }
 
     fn forget_landed(&self, name: Name) {

@@ -86,19 +86,26 @@ impl Gate {
     }
 
     /// Waits outside while the gate is closed, until `remaining` says that no time is left; then opens it.
+    #[cfg(loom)]
     pub(crate) fn wait(&self, remaining: impl Fn() -> Option<std::time::Duration>) {
-        loop {
-            let word = self.word.load(Ordering::Acquire);
-            if Self::decode(word) != State::Closed {
-                return;
-            }
-            match remaining() {
-                Some(time) => wait(&self.word, word, time),
-                None => {
-                    self.open_from(word, State::Open);
-                    return;
-                }
-            }
+        while self.state() == State::Closed {
+            self.wait_for_a_while(std::time::Duration::MAX, &remaining);
+        }
+    }
+
+    /// Waits outside if the gate is closed, for `time` at most, or, when `remaining` says that no time is left, opens it.
+    pub(crate) fn wait_for_a_while(
+        &self,
+        time: std::time::Duration,
+        remaining: impl Fn() -> Option<std::time::Duration>,
+    ) {
+        let word = self.word.load(Ordering::Acquire);
+        if Self::decode(word) != State::Closed {
+            return;
+        }
+        match remaining() {
+            Some(left) => wait(&self.word, word, left.min(time)),
+            None => drop(self.open_from(word, State::Open)),
         }
     }
 }

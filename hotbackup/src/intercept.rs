@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags, statx};
 
-pub use crate::async_io::{destroying, leaving, reaping, submitting, submitting_prepared};
+pub use crate::async_io::{
+    Entry, asking, destroying, entering, leaving, queueing, queueing_list, reaping, registering, set_up, submitting,
+    submitting_prepared, submitting_prepared_and_waiting, suspended,
+};
 pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
 use crate::crossings;
 use crate::extents::{self, Marks, Stamp};
@@ -165,13 +168,18 @@ pub(crate) fn is_not_ours() -> bool {
     sys::thread::is_engine() || WATCH.pid.load(Ordering::Relaxed) != sys::raw::getpid()
 }
 
-/// Joins the session, having waited at the closed gate; [`State::Idle`] if there is none any more.
-pub(crate) fn pass_the_gate(inside: &Inside<'_>, gate: &Gate) -> State {
+/// How often a thread that waits at the gate does what only it can do.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Joins the session, having waited at the closed gate; [`State::Idle`] if there is none any more. `waiting` is called while it
+/// is closed, again and again if it says so.
+pub(crate) fn pass_the_gate(inside: &Inside<'_>, gate: &Gate, waiting: impl Fn() -> bool) -> State {
     let mut state = inside.join(gate);
     // A signal handler inside a captured call must not wait: the gate waits for the call that it interrupted.
     while !inside.is_nested() && state == State::Closed {
         inside.step_out();
-        gate.wait(|| WATCH.freeze_time_left());
+        let pause = if waiting() { PAUSE } else { Duration::MAX };
+        gate.wait_for_a_while(pause, || WATCH.freeze_time_left());
         inside.step_in();
         state = inside.join(gate);
     }
@@ -182,7 +190,7 @@ pub(crate) fn pass_the_gate(inside: &Inside<'_>, gate: &Gate) -> State {
 fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pending> {
     let begun = sys::raw::monotonic_ns();
     loop {
-        let state = pass_the_gate(inside, gate);
+        let state = pass_the_gate(inside, gate, || false);
         if state == State::Idle {
             return None;
         }

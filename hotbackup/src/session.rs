@@ -143,6 +143,19 @@ impl Caller {
         }
     }
 
+    /// Waits until the request posted last was dealt with, for `time` at most; false if it was not. `None` if the calling thread
+    /// is gone.
+    pub(crate) fn wait_at_most(&self, time: Duration) -> Option<bool> {
+        match self.answers.recv_timeout(time) {
+            Ok(_) => {
+                self.posted.set(false);
+                Some(true)
+            }
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Some(false),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
     /// Waits until the request posted last was dealt with.
     pub(crate) fn wait(&self) -> Option<()> {
         let answer = self.answers.recv().ok().map(drop);

@@ -5,9 +5,10 @@
 
 use std::os::fd::RawFd;
 
-use super::{Request, Where, bytes, mark};
-use crate::flights::Name;
+use super::{Noted, Request, Untracked, Where, bytes, ended, mark, submit, untracked};
+use crate::flights::{Name, Target};
 use crate::gate::State;
+use crate::intercept;
 use crate::registry::WATCH;
 use crate::sys;
 
@@ -21,6 +22,86 @@ const PWRITE: u16 = 1;
 const PWRITEV: u16 = 8;
 /// No kernel allows rings with more events.
 const MOST_EVENTS: u32 = 1 << 24;
+
+/// Makes the call `real`, which submits `count` requests of native AIO to the ring `ring`; `requests` is the address of an
+/// array of pointers to them (io_submit(2)). `submitted` says how many the kernel has taken.
+///
+/// For hooks. Returns what `real` returned, with errno as it left it.
+#[inline(always)]
+pub fn submitting<R>(
+    ring: u64,
+    requests: u64,
+    count: usize,
+    real: impl FnOnce() -> R,
+    submitted: impl FnOnce(&R) -> usize,
+) -> R {
+    let batch = Batch { ring, requests, count };
+    let (note, taken) = (
+        |state, noted: &mut Noted| batch.note(state, noted),
+        |result: &R| batch.forget_from(submitted(result)),
+    );
+    submit(ring, note, || false, real, taken)
+}
+
+/// Makes the call `real`, which tells the program of requests of the ring `ring` that have ended (io_getevents(2)); `events`
+/// says at which address and how many. The call may wait for as long as it likes.
+#[inline(always)]
+pub fn reaping<R>(ring: u64, real: impl FnOnce() -> R, events: impl FnOnce(&R) -> (u64, usize)) -> R {
+    let result = real();
+    if intercept::is_capturing() {
+        ended(ring, || {
+            let (events, count) = events(&result);
+            told(ring, events, count);
+        });
+    }
+    result
+}
+
+/// Makes the call `real`, which waits for all requests of the ring `ring` to end and destroys it; `destroyed` says whether it
+/// has (io_destroy(2)).
+#[inline(always)]
+pub fn destroying<R>(ring: u64, real: impl FnOnce() -> R, destroyed: impl FnOnce(&R) -> bool) -> R {
+    let result = real();
+    if intercept::is_capturing() && destroyed(&result) {
+        ended(ring, || WATCH.async_io.flights().into_iter().for_each(|flights| flights.land_all(ring, mark)));
+    }
+    result
+}
+
+/// Requests of one call.
+struct Batch {
+    ring: u64,
+    requests: u64,
+    count: usize,
+}
+
+impl Batch {
+    fn names(&self) -> impl Iterator<Item = Option<Name>> {
+        (0..self.count)
+            .map(|index| address(self.requests, index).map(|cookie| Name { ring: self.ring, cookie }))
+    }
+
+    /// Notes every request. What cannot be read is refused by the kernel too, and everything behind it.
+    fn note(&self, state: State, noted: &mut Noted) {
+        WATCH.async_io.follow_aio(self.ring);
+        let Some(flights) = WATCH.async_io.flights() else { return };
+        for name in self.names() {
+            let Some(name) = name else { return };
+            let Ok(request) = request(name.cookie) else { return };
+            let target = request.and_then(|request| Some((request.fd, request.target(state).flatten()?)));
+            target.into_iter().for_each(|(fd, target)| noted.add(fd, target));
+            if !flights.note(name, target.map_or(Target::NOTHING, |(_, target)| target)) {
+                untracked(Untracked::TooMany);
+            }
+        }
+    }
+
+    /// Takes back the writes that the kernel has not taken.
+    fn forget_from(&self, taken: usize) {
+        let Some(flights) = WATCH.async_io.flights() else { return };
+        self.names().skip(taken).map_while(|name| name).for_each(|name| flights.forget(name, mark));
+    }
+}
 
 /// The address of the request at `index` in an array of pointers.
 pub(super) fn address(requests: u64, index: usize) -> Option<u64> {
@@ -68,15 +149,15 @@ pub(super) fn told(ring: u64, events: u64, count: usize) {
         let mut event = [0; EVENT_SIZE];
         let at = events.checked_add((index * EVENT_SIZE) as u64);
         match at.map(|at| sys::raw::read_memory(at, &mut event)) {
-            Some(Ok(())) => ended(Name { ring, cookie: u64::from_ne_bytes(bytes(&event, 8)) }, true),
-            _ => super::untracked(super::Untracked::Unreadable),
+            Some(Ok(())) => end(Name { ring, cookie: u64::from_ne_bytes(bytes(&event, 8)) }, true),
+            _ => untracked(Untracked::Unreadable),
         }
     }
 }
 
 /// A request has ended. One that was not noted was submitted before the session began: what it wrote is marked by what the
 /// request still says.
-fn ended(name: Name, told: bool) {
+fn end(name: Name, told: bool) {
     let known = WATCH.async_io.flights().is_some_and(|flights| flights.land(name, told, mark));
     if known {
         return;
@@ -86,9 +167,9 @@ fn ended(name: Name, told: bool) {
         Ok(Some(request)) => match request.target(State::Open) {
             Some(Some(target)) => mark(&target),
             Some(None) => {}
-            None => super::untracked(super::Untracked::Before),
+            None => untracked(Untracked::Before),
         },
-        Err(_) => super::untracked(super::Untracked::Before),
+        Err(_) => untracked(Untracked::Before),
     }
 }
 
@@ -112,7 +193,7 @@ pub(super) fn look(ring: u64, all: bool) {
         }
         let name = Name { ring, cookie: u64::from_ne_bytes(bytes(&event, 8)) };
         match all {
-            true => ended(name, false),
+            true => end(name, false),
             false => {
                 let _ = WATCH.async_io.flights().map(|flights| flights.land(name, false, mark));
             }

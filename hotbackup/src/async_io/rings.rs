@@ -27,10 +27,17 @@ zeroed! {
         pub(super) seen: AtomicU32,
         /// Where the tail of its submissions is if nothing was submitted but by captured calls.
         pub(super) expected: AtomicU32,
+        /// Whether liburing's handle was met: liburing publishes nothing but in the calls that submit it.
+        pub(super) by_handle: AtomicU32,
+        /// The inode of its descriptors, if it was found mapped: every ring has one of its own.
+        pub(super) inode: AtomicU64,
         /// The addresses of the counters of io_uring: submissions taken and published, requests ended.
         pub(super) sq_head: AtomicU64,
         pub(super) sq_tail: AtomicU64,
         pub(super) cq_tail: AtomicU64,
+        /// Where the requests lie, if it was found mapped.
+        pub(super) requests: AtomicU64,
+        pub(super) sq_mask: AtomicU32,
         /// Where its ends begin, how far one is from the next, and how many there is room for, less one. All are 0 until a
         /// captured call has submitted to it.
         pub(super) ends: AtomicU64,
@@ -46,6 +53,13 @@ impl Ring {
 
     pub(super) fn kind(&self) -> u32 {
         self.kind.load(Ordering::Acquire)
+    }
+
+    /// Where the indices of the requests that are submitted lie, if the ring has such: behind the ends, from the next cache line on.
+    pub(super) fn indices(&self, has_indices: bool) -> Option<u64> {
+        let (ends, mask) = (self.ends.load(Ordering::Relaxed), self.mask.load(Ordering::Relaxed));
+        let behind = ends + (u64::from(mask) + 1) * u64::from(self.stride.load(Ordering::Relaxed));
+        has_indices.then_some(behind.next_multiple_of(64))
     }
 
     pub(super) fn set_kind(&self, kind: u32) {
@@ -68,6 +82,11 @@ impl Rings {
 
     pub(super) fn find(&self, address: u64) -> Option<&Ring> {
         self.all().find(|ring| ring.address() == address)
+    }
+
+    /// The ring of io_uring that the descriptors of this inode stand for.
+    pub(super) fn of_inode(&self, inode: u64) -> Option<&Ring> {
+        self.all().find(|ring| ring.kind() == URING && ring.inode.load(Ordering::Relaxed) == inode)
     }
 
     /// The ring's entry, a fresh one of no kind if it had none. `None` if there is no room.

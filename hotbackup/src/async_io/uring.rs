@@ -5,19 +5,21 @@
 //! so that a submission by any other way shows. A ring's mapping begins with both counters, at places that the kernel tells
 //! whoever makes a ring.
 
+use std::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 use super::rings::{self, Ring};
-use super::{Request, Untracked, Where, aio, bytes, mark, untracked};
+use super::{Noted, Request, Untracked, Where, aio, bytes, mark, submit, submit_and_wait, untracked};
 use crate::crossings;
 use crate::flights::{Name, Target};
 use crate::gate::State;
 use crate::registry::WATCH;
 use crate::sys;
+use crate::sys::raw::Entering;
 
-const REQUEST_SIZE: usize = 64;
-const HANDLE_SIZE: usize = 208;
+pub(super) const REQUEST_SIZE: usize = 64;
+const HANDLE_SIZE: usize = 216;
 /// Whoever has more ends than this in a ring has set it up by hand.
 const MOST_ENDS: u32 = 1 << 16;
 
@@ -26,6 +28,8 @@ const SETUP_IOPOLL: u32 = 1 << 0;
 const SETUP_SQPOLL: u32 = 1 << 1;
 const SETUP_SQE128: u32 = 1 << 10;
 const SETUP_CQE32: u32 = 1 << 11;
+/// What has ended is told when the thread that submits asks for it, not before.
+pub(super) const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 const SETUP_CQE_MIXED: u32 = 1 << 18;
 
 /// Flags of a request: its descriptor is an index, and its end is not told.
@@ -34,6 +38,82 @@ const SKIP_SUCCESS: u8 = 1 << 6;
 
 /// A flag of an end: the request goes on.
 const MORE_TO_COME: u32 = 1 << 1;
+
+/// Makes the call `real`, which submits what was prepared in the ring of io_uring that liburing's handle at the address
+/// `handle` is of (io_uring_submit(3)).
+///
+/// For hooks. Returns what `real` returned, with errno as it left it.
+#[inline(always)]
+pub fn submitting_prepared<R>(handle: u64, real: impl FnOnce() -> R) -> R {
+    submit(handle, |state, noted| note_prepared(handle, state, noted), || defer_no_more(handle), real, |_| {})
+}
+
+/// Makes the call `real`, which does so and then waits for `least` ends, for as long as it likes (io_uring_submit_and_wait(3)).
+///
+/// While a session runs the two are made apart, `submit_only` and the wait, so that no cut waits for what the program waits for.
+/// What is returned is the same: how many requests were submitted, if any were, whatever becomes of the wait.
+#[inline(always)]
+pub fn submitting_prepared_and_waiting(
+    handle: u64,
+    least: u32,
+    real: impl FnOnce() -> i32,
+    submit_only: impl FnOnce() -> i32,
+) -> i32 {
+    let (apart, real) = (Cell::new(None), Cell::new(Some(real)));
+    let whole = || real.take().map_or(0, |real| real());
+    let note = |state, noted: &mut Noted| {
+        apart.set(Handle::read(handle).and_then(|handle| handle.apart(least)));
+        note_prepared(handle, state, noted);
+    };
+    let first = || match apart.get() {
+        Some((_, 0)) => 0,
+        Some(_) => submit_only(),
+        None => whole(),
+    };
+    let wait = |submitted: i32| match apart.get() {
+        Some((_, 0)) => whole(),
+        Some((ring, all)) if u32::try_from(submitted) == Ok(all) => {
+            let _ = ring.wait_for(least);
+            submitted
+        }
+        _ => submitted,
+    };
+    submit_and_wait(handle, note, || defer_no_more(handle), whole, first, |_| {}, wait)
+}
+
+/// Makes the call `real`, which gives back the ring of io_uring that liburing's handle at the address `handle` is of
+/// (io_uring_queue_exit(3)).
+#[inline(always)]
+pub fn leaving<R>(handle: u64, real: impl FnOnce() -> R) -> R {
+    let note = |_, _: &mut Noted| {
+        let Some(handle) = Handle::read(handle) else { return };
+        if let Some(ring) = WATCH.async_io.find(handle.ring).filter(|ring| ring.kind() == rings::URING) {
+            if WATCH.async_io.is_taken_up() {
+                look(ring);
+            }
+            ring.set_kind(rings::GONE);
+        }
+    };
+    submit(handle, note, || false, real, |_| {})
+}
+
+fn note_prepared(handle: u64, state: State, noted: &mut Noted) {
+    if !WATCH.async_io.is_taken_up() {
+        return;
+    }
+    let Some(handle) = Handle::read(handle) else { return untracked(Untracked::Unreadable) };
+    match handle.meet() {
+        Some(ring) => handle.note(ring, state, noted),
+        None => untracked(Untracked::Unreadable),
+    }
+}
+
+/// What has ended in a ring that waits to be asked is told, so that a thread that waits at the gate holds no end back. False for
+/// other rings.
+fn defer_no_more(handle: u64) -> bool {
+    let handle = Handle::read(handle).filter(|handle| handle.flags & SETUP_DEFER_TASKRUN != 0);
+    handle.is_some_and(|handle| handle.descriptor.wait_for(0).is_ok())
+}
 
 /// What liburing's handle says of its ring (`struct io_uring`).
 pub(super) struct Handle {
@@ -49,6 +129,7 @@ pub(super) struct Handle {
     cq_mask: u64,
     ends: u64,
     flags: u32,
+    descriptor: Entering,
 }
 
 impl Handle {
@@ -69,7 +150,19 @@ impl Handle {
             cq_mask: pointer(120),
             ends: pointer(152),
             flags: word(192),
+            // The second number is that of a registered descriptor, which liburing 2.0 and 2.1 do not have.
+            descriptor: match text[208] & 1 {
+                0 => Entering { fd: word(196).cast_signed(), is_registered: false },
+                _ => Entering { fd: word(204).cast_signed(), is_registered: true },
+            },
         })
+    }
+
+    /// If a call that submits and waits can be made apart: for which ring, and how many requests it submits, those included
+    /// that the kernel has not taken before.
+    fn apart(&self, least: u32) -> Option<(Entering, u32)> {
+        let can_be = least > 0 && self.flags & (SETUP_SQPOLL | SETUP_IOPOLL) == 0;
+        can_be.then_some((self.descriptor, self.tail.wrapping_sub(read(self.sq_head)?)))
     }
 
     /// Takes the ring up, or on, and lands what has ended since the last submission. To be called before a submission.
@@ -94,13 +187,14 @@ impl Handle {
         }
         ring.stride.store(if self.flags & SETUP_CQE32 != 0 { 32 } else { 16 }, Ordering::Relaxed);
         ring.mask.store(mask, Ordering::Relaxed);
+        ring.by_handle.store(1, Ordering::Relaxed);
         ring.set_kind(rings::URING);
         look(ring);
         Some(ring)
     }
 
     /// Notes every request that is about to be published.
-    pub(super) fn note(&self, ring: &Ring, state: State, noted: &mut super::Noted) {
+    pub(super) fn note(&self, ring: &Ring, state: State, noted: &mut Noted) {
         let Some(mask) = read(self.sq_mask) else { return untracked(Untracked::Unreadable) };
         let size = REQUEST_SIZE as u64 * if self.flags & SETUP_SQE128 != 0 { 2 } else { 1 };
         let mut index = self.head;
@@ -110,14 +204,16 @@ impl Handle {
             if sys::raw::read_memory(at, &mut text).is_err() {
                 return untracked(Untracked::Unreadable);
             }
-            self.note_one(&text, state, noted);
+            note_one(self.ring, &text, state, noted);
             index = index.wrapping_add(1);
         }
         ring.expected.store(self.tail, Ordering::Relaxed);
     }
+}
 
-    fn note_one(&self, text: &[u8; REQUEST_SIZE], state: State, noted: &mut super::Noted) {
-        let name = Name { ring: self.ring, cookie: u64::from_ne_bytes(bytes(text, 32)) };
+/// Notes a request of the ring at this address.
+pub(super) fn note_one(ring: u64, text: &[u8; REQUEST_SIZE], state: State, noted: &mut Noted) {
+        let name = Name { ring, cookie: u64::from_ne_bytes(bytes(text, 32)) };
         let fd = RawFd::from_ne_bytes(bytes(text, 4));
         let target = match meaning(text) {
             Meaning::Unknown => return untracked(Untracked::Request),
@@ -140,7 +236,6 @@ impl Handle {
             untracked(Untracked::TooMany);
         }
     }
-}
 
 /// What a request changes.
 enum Meaning {
@@ -174,78 +269,120 @@ fn meaning(text: &[u8; REQUEST_SIZE]) -> Meaning {
 }
 
 /// A counter of a ring.
-fn read(address: u64) -> Option<u32> {
+pub(super) fn read(address: u64) -> Option<u32> {
     let mut word = [0; 4];
     sys::raw::read_memory(address, &mut word).ok()?;
     Some(u32::from_ne_bytes(word))
 }
 
+/// Whether nothing was submitted but by captured calls, as far as the ring tells: `None` if it cannot be read.
+fn is_followed(ring: &Ring) -> Option<bool> {
+    let expected = ring.expected.load(Ordering::Relaxed);
+    // Who fills a ring by hand publishes requests before the call that submits them: what counts is what the kernel took.
+    match ring.by_handle.load(Ordering::Relaxed) {
+        0 => Some(is_not_behind(expected, read(ring.sq_head.load(Ordering::Relaxed))?)),
+        _ => Some(read(ring.sq_tail.load(Ordering::Relaxed))? == expected),
+    }
+}
+
+/// Whether the counter `a` is at `b` or before it: they wrap around.
+pub(super) fn is_not_behind(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).cast_signed() >= 0
+}
+
 /// Lands what has ended, and sees whether anything was submitted but by captured calls. Ends stay readable until the program
 /// has taken them and submitted more: a ring has room for the ends of all that flies.
 pub(super) fn look(ring: &Ring) {
-    let tails = read(ring.sq_tail.load(Ordering::Relaxed)).zip(read(ring.cq_tail.load(Ordering::Relaxed)));
-    let Some((submitted, tail)) = tails else { return untracked(Untracked::Unreadable) };
-    if submitted != ring.expected.load(Ordering::Relaxed) {
-        return untracked(Untracked::Submission);
+    match (is_followed(ring), read(ring.cq_tail.load(Ordering::Relaxed))) {
+        (Some(true), Some(tail)) => land_up_to(ring, tail),
+        (Some(false), _) => untracked(Untracked::Submission),
+        _ => untracked(Untracked::Unreadable),
     }
+}
+
+fn land_up_to(ring: &Ring, tail: u32) {
     let ends = ring.ends.load(Ordering::Relaxed);
     if ends == 0 {
         // Nothing that is noted flies in it.
         return;
     }
-    let (mut index, mask) = (ring.seen.load(Ordering::Relaxed), ring.mask.load(Ordering::Relaxed));
-    if mask >= MOST_ENDS || tail.wrapping_sub(index) > mask + 1 {
-        return untracked(Untracked::Ring);
-    }
+    let (mut index, mask) = (ring.seen.load(Ordering::SeqCst), ring.mask.load(Ordering::Relaxed));
     while index != tail {
+        if mask >= MOST_ENDS || tail.wrapping_sub(index) > mask + 1 {
+            return untracked(Untracked::Ring);
+        }
         let mut end = [0; 16];
         let at = ends + u64::from(index & mask) * u64::from(ring.stride.load(Ordering::Relaxed));
         if sys::raw::read_memory(at, &mut end).is_err() {
             return untracked(Untracked::Unreadable);
         }
+        let next = index.wrapping_add(1);
+        // Two threads may look at the same time: one of them lands it.
+        let ours = ring.seen.compare_exchange(index, next, Ordering::SeqCst, Ordering::SeqCst);
         let name = Name { ring: ring.address(), cookie: u64::from_ne_bytes(bytes(&end, 0)) };
-        if u32::from_ne_bytes(bytes(&end, 12)) & MORE_TO_COME == 0 {
+        if ours.is_ok() && u32::from_ne_bytes(bytes(&end, 12)) & MORE_TO_COME == 0 {
             let _ = WATCH.async_io.flights().map(|flights| flights.land(name, true, mark));
         }
-        index = index.wrapping_add(1);
+        index = match ours {
+            Ok(_) => next,
+            // The other one may have seen more than we.
+            Err(theirs) if is_not_behind(theirs, tail) => return,
+            Err(theirs) => theirs,
+        };
     }
-    ring.seen.store(tail, Ordering::Relaxed);
 }
 
-/// Where the mapping of a ring has its counters; the same for all rings of a kernel.
+/// Where the mapping of a ring has what is in it; the same for all rings of a kernel.
 #[derive(Clone, Copy)]
-pub(super) struct Places {
-    sq_head: u64,
-    sq_tail: u64,
-    cq_tail: u64,
+pub(super) struct Places(sys::raw::RingPlaces);
+
+/// A ring as it is mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mapped {
+    pub(super) address: u64,
+    pub(super) requests: u64,
+    pub(super) inode: u64,
 }
 
 impl Places {
     /// Asks the kernel, by making a ring (io_uring_setup(2)).
     pub(super) fn ask() -> Option<Places> {
-        let [sq_head, sq_tail, cq_tail] = sys::raw::ring_counters().ok()?.map(u64::from);
-        Some(Places { sq_head, sq_tail, cq_tail })
+        sys::raw::ring_places().ok().map(Places)
     }
 
     /// Takes up a ring that was found mapped.
-    pub(super) fn take_up(self, ring: &Ring) {
-        ring.sq_head.store(ring.address() + self.sq_head, Ordering::Relaxed);
-        ring.sq_tail.store(ring.address() + self.sq_tail, Ordering::Relaxed);
-        ring.cq_tail.store(ring.address() + self.cq_tail, Ordering::Relaxed);
+    pub(super) fn take_up(self, ring: &Ring, mapped: Mapped) {
+        let at = |place: u32| mapped.address + u64::from(place);
+        for (word, value) in [
+            (&ring.sq_head, at(self.0.sq_head)),
+            (&ring.sq_tail, at(self.0.sq_tail)),
+            (&ring.cq_tail, at(self.0.cq_tail)),
+            (&ring.requests, mapped.requests),
+            (&ring.inode, mapped.inode),
+        ] {
+            word.store(value, Ordering::Relaxed);
+        }
+        if let Some((sq_mask, mask)) = read(at(self.0.sq_mask)).zip(read(at(self.0.cq_mask))) {
+            ring.sq_mask.store(sq_mask, Ordering::Relaxed);
+            ring.ends.store(at(self.0.ends), Ordering::Relaxed);
+            ring.mask.store(mask, Ordering::Relaxed);
+            // Rings with larger ends are not entered by hand: see `entered`.
+            ring.stride.store(16, Ordering::Relaxed);
+        }
         ring.set_kind(rings::URING);
     }
 
     /// Whether anything was ever submitted to the ring at this address.
     pub(super) fn was_used(self, address: u64) -> bool {
-        read(address + self.sq_tail) != Some(0)
+        read(address + u64::from(self.0.sq_tail)) != Some(0)
     }
 }
 
 /// Whether all that was submitted to the ring has ended; if so, what comes from now on is followed. Nobody may submit meanwhile.
 pub(super) fn is_quiet(ring: &Ring) -> bool {
-    let [taken, submitted, ended] =
-        [&ring.sq_head, &ring.sq_tail, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
-    let is_quiet = taken.is_some() && taken == submitted && taken == ended;
+    // What is published and not taken is submitted by who waits at the gate, and read then.
+    let [taken, ended] = [&ring.sq_head, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
+    let is_quiet = taken.is_some() && taken == ended;
     if let (true, Some(count)) = (is_quiet, taken) {
         ring.seen.store(count, Ordering::Relaxed);
         ring.expected.store(count, Ordering::Relaxed);

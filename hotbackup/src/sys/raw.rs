@@ -53,17 +53,81 @@ pub(crate) fn read_memory(address: u64, buffer: &mut [u8]) -> Result<(), Errno> 
     if got == buffer.len() { Ok(()) } else { Err(Errno::FAULT) }
 }
 
-/// Where the mapping of a ring of io_uring has the head and the tail of its submissions and the tail of its ends, found out by
-/// making one (io_uring_setup(2)). For engine threads: the ring takes a descriptor for a moment.
-pub(crate) fn ring_counters() -> Result<[u32; 3], Errno> {
-    // `struct io_uring_params`: ten words, then the offsets of submissions (head, tail, ...) and of ends, ten words each.
+/// Where the mapping of a ring of io_uring has what is in it (`struct io_uring_params`).
+#[derive(Clone, Copy)]
+pub(crate) struct RingPlaces {
+    /// The head, the tail and the mask of submissions.
+    pub(crate) sq_head: u32,
+    pub(crate) sq_tail: u32,
+    pub(crate) sq_mask: u32,
+    /// The tail and the mask of ends, and the ends.
+    pub(crate) cq_tail: u32,
+    pub(crate) cq_mask: u32,
+    pub(crate) ends: u32,
+}
+
+/// Finds that out by making a ring (io_uring_setup(2)). For engine threads: the ring takes a descriptor for a moment.
+pub(crate) fn ring_places() -> Result<RingPlaces, Errno> {
+    // Ten words, then the offsets of submissions (head, tail, ...) and of ends, ten words each.
     let mut parameters = [0u32; 30];
     // SAFETY: the kernel reads and writes the parameters, and makes a descriptor that nobody else knows.
     let ring = unsafe { syscall!(Sysno::io_uring_setup, 1, parameters.as_mut_ptr()) }.map_err(errno)?;
     let ring = RawFd::try_from(ring).map_err(|_| Errno::BADF)?;
     // SAFETY: the kernel has just given it to us.
     drop(unsafe { OwnedFd::from_raw_fd(ring) });
-    Ok([parameters[10], parameters[11], parameters[21]])
+    Ok(RingPlaces {
+        sq_head: parameters[10],
+        sq_tail: parameters[11],
+        sq_mask: parameters[12],
+        cq_tail: parameters[21],
+        cq_mask: parameters[22],
+        ends: parameters[25],
+    })
+}
+
+/// Flags of io_uring_enter(2): wait for ends; the ring is named by the number that its descriptor was registered under.
+pub(crate) const ENTER_GETEVENTS: u32 = 1 << 0;
+pub(crate) const ENTER_REGISTERED_RING: u32 = 1 << 4;
+
+/// How io_uring_enter(2) is told of a ring.
+#[derive(Clone, Copy)]
+pub(crate) struct Entering {
+    pub(crate) fd: RawFd,
+    pub(crate) is_registered: bool,
+}
+
+impl Entering {
+    /// Waits for so many ends; with 0 only takes what is there.
+    pub(crate) fn wait_for(self, least: u32) -> Result<u32, Errno> {
+        let registered = if self.is_registered { ENTER_REGISTERED_RING } else { 0 };
+        enter_ring(self.fd, 0, least, ENTER_GETEVENTS | registered, 0, 0)
+    }
+}
+
+/// io_uring_enter(2), as a call of the host's or a part of one.
+pub(crate) fn enter_ring(
+    fd: RawFd,
+    to_submit: u32,
+    least: u32,
+    flags: u32,
+    argument: usize,
+    size: usize,
+) -> Result<u32, Errno> {
+    // SAFETY: what the kernel does to memory then is what the host's requests, and the argument that it gave, say.
+    let done = unsafe { syscall!(Sysno::io_uring_enter, fd, to_submit, least, flags, argument, size) };
+    done.map(|count| count as u32).map_err(errno)
+}
+
+/// The inode of a descriptor of the host's, if it is that of a ring of io_uring.
+pub(crate) fn inode_of_ring(fd: RawFd) -> Option<u64> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, readlinkat_raw, statx};
+    let path = ProcPath::new().text("/proc/self/fd/").number(u32::try_from(fd).ok()?);
+    let mut name = [MaybeUninit::uninit(); 32];
+    let (name, _) = readlinkat_raw(CWD, path.as_c_str(), &mut name).ok()?;
+    if &*name != b"anon_inode:[io_uring]" {
+        return None;
+    }
+    statx(CWD, path.as_c_str(), AtFlags::empty(), StatxFlags::INO).ok().map(|found| found.stx_ino)
 }
 
 /// Whether [`read_path`] works here: a sandbox may forbid it.

@@ -1,0 +1,289 @@
+//! Rings of io_uring that a program enters by itself: by the number of the system call, or through liburing's bare functions.
+//!
+//! Such a call names a descriptor. Which ring that is, and where it is mapped, the engine finds out in /proc: when the session
+//! begins, and when a call meets a ring that was made since. What kind of ring it is only its set-up says, so those are kept,
+//! by the descriptor that they returned.
+
+use std::cell::Cell;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::rings::Ring;
+use super::uring::{self, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, look, read};
+use super::{Noted, Untracked, bytes, ended, submit_and_wait, untracked};
+use crate::flights::Name;
+use crate::gate::{self, State};
+use crate::intercept;
+use crate::registry::WATCH;
+use crate::sys;
+use crate::sys::raw::{ENTER_GETEVENTS, ENTER_REGISTERED_RING, enter_ring};
+
+/// Flags of rings that are followed: CQSIZE, CLAMP, ATTACH_WQ, R_DISABLED, SUBMIT_ALL, COOP_TASKRUN, TASKRUN_FLAG, SINGLE_ISSUER,
+/// DEFER_TASKRUN, NO_SQARRAY. Others change how a ring is laid out, or who takes requests and tells ends when.
+const FOLLOWED: u32 = 0b1_0011_0011_1111_1000;
+const SETUP_NO_SQARRAY: u32 = 1 << 16;
+
+/// Flags of io_uring_enter(2) that have to do with the wait only.
+const WAITING: u32 = 0b1110_1001;
+
+/// How long a call waits for the engine to look a ring up.
+const PATIENCE: Duration = Duration::from_secs(1);
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Descriptors of rings whose set-up is remembered; of two that share a place, the later one.
+const SET_UPS: usize = 1024;
+const SEEN: u64 = 1 << 63;
+static SET_UP: [AtomicU64; SET_UPS] = [const { AtomicU64::new(0) }; SET_UPS];
+
+/// A ring was set up with these flags and has this descriptor (io_uring_setup(2)). One store, whether a session runs or not.
+pub fn set_up(fd: RawFd, flags: u32) {
+    let number = fd.cast_unsigned();
+    SET_UP[number as usize % SET_UPS].store(SEEN | u64::from(number) << 32 | u64::from(flags), Ordering::Relaxed);
+}
+
+fn flags_of(fd: RawFd) -> Option<u32> {
+    let number = fd.cast_unsigned();
+    let word = SET_UP[number as usize % SET_UPS].load(Ordering::Relaxed);
+    (word >> 32 == (SEEN >> 32 | u64::from(number))).then_some(word as u32)
+}
+
+/// A call of io_uring_enter(2).
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// The ring.
+    pub fd: RawFd,
+    /// How many requests it submits at most.
+    pub to_submit: u32,
+    /// How many ends it waits for.
+    pub least: u32,
+    /// `IORING_ENTER_*`.
+    pub flags: u32,
+    /// What says how to wait, and its size.
+    pub argument: usize,
+    /// See there.
+    pub size: usize,
+}
+
+/// Makes the call `real`, which is `call`. `result` is what it returns if the kernel says so, or that error number; `count` is
+/// how many requests were submitted, if it returned that.
+///
+/// For hooks. While a session runs a call that submits and waits is made in two parts: see
+/// [`submitting_prepared_and_waiting`](super::submitting_prepared_and_waiting).
+#[inline(always)]
+pub fn entering<R>(
+    call: Entry,
+    real: impl FnOnce() -> R,
+    result: impl Fn(Result<u32, i32>) -> R,
+    count: impl Fn(&R) -> Option<u32>,
+) -> R {
+    if call.to_submit == 0 {
+        return real();
+    }
+    if intercept::is_capturing() {
+        call.meet();
+    }
+    let (real, claimed) = (Cell::new(Some(real)), Cell::new(None));
+    // It is there: one of the two below is called, once.
+    let whole = || real.take().map_or_else(|| result(Err(libc::ENOSYS)), |real| real());
+    let first = || match call.can_be_made_apart() {
+        true => result(call.submit_only()),
+        false => whole(),
+    };
+    let wait = |submitted: R| {
+        if call.can_be_made_apart() && count(&submitted) == Some(call.to_submit) {
+            let _ = call.wait_only();
+        }
+        call.take_ends();
+        submitted
+    };
+    let note = |state, noted: &mut Noted| claimed.set(call.note(state, noted));
+    let taken = |_: &R| claimed.get().into_iter().for_each(|(ring, to)| call.forget_from(ring, to));
+    submit_and_wait(call.fd.cast_unsigned().into(), note, || call.defers_no_more(), whole, first, taken, wait)
+}
+
+/// Makes the call `real`, after which other files may be registered with a ring (io_uring_register(2)).
+#[inline(always)]
+pub fn registering<R>(real: impl FnOnce() -> R) -> R {
+    let result = real();
+    if intercept::is_capturing() {
+        ask();
+    }
+    result
+}
+
+impl Entry {
+    fn can_be_made_apart(&self) -> bool {
+        let known = self.flags & !(WAITING | ENTER_REGISTERED_RING) == 0;
+        self.least > 0 && self.flags & ENTER_GETEVENTS != 0 && known
+    }
+
+    fn submit_only(&self) -> Result<u32, i32> {
+        let flags = self.flags & ENTER_REGISTERED_RING;
+        enter_ring(self.fd, self.to_submit, 0, flags, 0, 0).map_err(rustix::io::Errno::raw_os_error)
+    }
+
+    fn wait_only(&self) -> Result<u32, rustix::io::Errno> {
+        enter_ring(self.fd, 0, self.least, self.flags, self.argument, self.size)
+    }
+
+    /// The ring, if it is known.
+    fn ring(&self) -> Option<&'static Ring> {
+        if self.flags & ENTER_REGISTERED_RING != 0 {
+            return None;
+        }
+        WATCH.async_io.of_inode(sys::raw::inode_of_ring(self.fd)?)
+    }
+
+    /// Has the engine look for the ring if it is not known. To be called outside of the gate.
+    #[cold]
+    fn meet(&self) {
+        let _errno = sys::errno::Preserve::new();
+        let is_new = || WATCH.async_io.is_taken_up() && self.ring().is_none();
+        if !intercept::is_not_ours() && is_new() && sys::raw::inode_of_ring(self.fd).is_some() {
+            ask();
+        }
+    }
+
+    /// What has ended in a ring that waits to be asked is told, as in [`uring`]. False for other rings.
+    fn defers_no_more(&self) -> bool {
+        let defers = flags_of(self.fd).is_some_and(|flags| flags & SETUP_DEFER_TASKRUN != 0);
+        let flags = ENTER_GETEVENTS | self.flags & ENTER_REGISTERED_RING;
+        defers && enter_ring(self.fd, 0, 0, flags, 0, 0).is_ok()
+    }
+
+    /// Notes the requests that the call is about to submit. Returns the ring and how far its submissions are noted then.
+    fn note(&self, state: State, noted: &mut Noted) -> Option<(&'static Ring, u32)> {
+        if !WATCH.async_io.is_taken_up() {
+            return None;
+        }
+        let Some(ring) = self.ring() else {
+            if self.flags & ENTER_REGISTERED_RING != 0 || sys::raw::inode_of_ring(self.fd).is_some() {
+                untracked(Untracked::Submission);
+            }
+            return None;
+        };
+        let Some(flags) = flags_of(self.fd) else {
+            untracked(Untracked::SetUp);
+            return None;
+        };
+        if flags & !FOLLOWED != 0 {
+            untracked(Untracked::Ring);
+            return None;
+        }
+        ring.by_handle.store(0, Ordering::Relaxed);
+        look(ring);
+        let range = self.claim(ring);
+        let noted_all = range.and_then(|(from, to)| note_range(ring, flags, from, to, state, noted));
+        if noted_all.is_none() {
+            untracked(Untracked::Unreadable);
+        }
+        range.map(|(_, to)| (ring, to))
+    }
+
+    /// Which submissions are noted by this call: those that the kernel may take in it and that are not noted yet.
+    fn claim(&self, ring: &Ring) -> Option<(u32, u32)> {
+        let head = read(ring.sq_head.load(Ordering::Relaxed))?;
+        let tail = read(ring.sq_tail.load(Ordering::Relaxed))?;
+        let to = head.wrapping_add(self.to_submit.min(tail.wrapping_sub(head)));
+        let mut from = ring.expected.load(Ordering::SeqCst);
+        loop {
+            if is_not_behind(from, to) {
+                return Some((to, to));
+            }
+            match ring.expected.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return Some((from, to)),
+                Err(now) => from = now,
+            }
+        }
+    }
+
+    /// Takes back what the kernel has not taken, which the program may still change.
+    fn forget_from(&self, ring: &Ring, to: u32) {
+        let (Some(head), Some(flags)) = (read(ring.sq_head.load(Ordering::Relaxed)), flags_of(self.fd)) else {
+            return untracked(Untracked::Unreadable);
+        };
+        if is_not_behind(head, to)
+            || ring.expected.compare_exchange(to, head, Ordering::SeqCst, Ordering::SeqCst).is_err()
+        {
+            return;
+        }
+        let Some(flights) = WATCH.async_io.flights() else { return };
+        for text in requests(ring, flags, head, to) {
+            match text {
+                Some(Some(text)) => {
+                    let name = Name { ring: ring.address(), cookie: u64::from_ne_bytes(bytes(&text, 32)) };
+                    flights.forget(name, super::mark);
+                }
+                Some(None) => {}
+                None => return untracked(Untracked::Unreadable),
+            }
+        }
+    }
+
+    /// Lands what has ended meanwhile.
+    fn take_ends(&self) {
+        if intercept::is_capturing() {
+            ended(self.fd.cast_unsigned().into(), || {
+                if WATCH.async_io.is_taken_up() {
+                    self.ring().into_iter().for_each(look);
+                }
+            });
+        }
+    }
+}
+
+fn note_range(ring: &Ring, flags: u32, from: u32, to: u32, state: State, noted: &mut Noted) -> Option<()> {
+    for text in requests(ring, flags, from, to) {
+        if let Some(text) = text? {
+            uring::note_one(ring.address(), &text, state, noted);
+        }
+    }
+    Some(())
+}
+
+/// The requests at these places of the submissions: `None` for one that cannot be read, `Some(None)` for one that the kernel
+/// drops because its index is none.
+fn requests(
+    ring: &Ring,
+    flags: u32,
+    from: u32,
+    to: u32,
+) -> impl Iterator<Item = Option<Option<[u8; REQUEST_SIZE]>>> {
+    let (indices, mask) = (ring.indices(flags & SETUP_NO_SQARRAY == 0), ring.sq_mask.load(Ordering::Relaxed));
+    let base = ring.requests.load(Ordering::Relaxed);
+    (0..to.wrapping_sub(from)).map(move |count| {
+        let place = from.wrapping_add(count) & mask;
+        let index = match indices {
+            Some(indices) => read(indices + u64::from(place) * 4)?,
+            None => place,
+        };
+        if index > mask {
+            return Some(None);
+        }
+        let mut text = [0; REQUEST_SIZE];
+        sys::raw::read_memory(base + u64::from(index) * REQUEST_SIZE as u64, &mut text).ok()?;
+        Some(Some(text))
+    })
+}
+
+/// Has the engine look for rings, and for the files that are registered with them, and waits until it has.
+#[cold]
+fn ask() {
+    let _errno = sys::errno::Preserve::new();
+    if intercept::is_not_ours() {
+        return;
+    }
+    let (asked, answered) = (&WATCH.async_io.asked, &WATCH.async_io.answered);
+    let ticket = asked.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+    WATCH.call_for_work();
+    let begun = sys::raw::monotonic_ns();
+    let is_patient = || u128::from(sys::raw::monotonic_ns().saturating_sub(begun)) < PATIENCE.as_nanos();
+    loop {
+        let now = answered.load(Ordering::SeqCst);
+        if is_not_behind(now, ticket) || !intercept::is_capturing() || !is_patient() {
+            return;
+        }
+        gate::wait(answered, now, SLICE);
+    }
+}
