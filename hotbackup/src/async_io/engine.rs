@@ -88,9 +88,6 @@ fn take_up_new_rings() {
         }
         places = places.or_else(Places::ask);
         let Some((places, ring)) = places.zip(WATCH.async_io.enter(mapped.address)) else { return };
-        // Nothing was submitted to it before: else that shows.
-        ring.seen.store(0, Ordering::Relaxed);
-        ring.expected.store(0, Ordering::Relaxed);
         places.take_up(ring, mapped);
     }
 }
@@ -176,9 +173,8 @@ impl Engine<'_> {
     /// Looks for rings of io_uring that were used and that no captured call has met.
     pub(crate) fn look_for_rings(&self) -> Result<()> {
         forget_unmapped_rings();
-        if !used_rings(&mut None).is_empty() {
-            untracked(Untracked::Submission);
-        }
+        take_up_new_rings();
+        WATCH.async_io.rings().filter(|ring| ring.kind() == rings::URING).for_each(uring::check);
         self.check_rings()
     }
 

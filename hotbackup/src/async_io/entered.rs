@@ -78,7 +78,9 @@ pub fn entering<R>(
     count: impl Fn(&R) -> Option<u32>,
 ) -> R {
     if call.to_submit == 0 {
-        return real();
+        let result = real();
+        call.take_ends();
+        return result;
     }
     if intercept::is_capturing() {
         call.meet();
@@ -157,7 +159,15 @@ impl Entry {
         if !WATCH.async_io.is_taken_up() {
             return None;
         }
-        let Some(ring) = self.ring() else {
+        let found = self.ring().or_else(|| {
+            // It was not asked for before, because the rings were not taken up yet.
+            ask();
+            self.ring()
+        });
+        if !WATCH.async_io.is_taken_up() {
+            return None;
+        }
+        let Some(ring) = found else {
             if self.flags & ENTER_REGISTERED_RING != 0 || sys::raw::inode_of_ring(self.fd).is_some() {
                 untracked(Untracked::Submission);
             }
@@ -281,7 +291,8 @@ fn ask() {
     let is_patient = || u128::from(sys::raw::monotonic_ns().saturating_sub(begun)) < PATIENCE.as_nanos();
     loop {
         let now = answered.load(Ordering::SeqCst);
-        if is_not_behind(now, ticket) || !intercept::is_capturing() || !is_patient() {
+        let is_futile = !intercept::is_capturing() || !WATCH.async_io.is_taken_up();
+        if is_not_behind(now, ticket) || is_futile || !is_patient() {
             return;
         }
         gate::wait(answered, now, SLICE);

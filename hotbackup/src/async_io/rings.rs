@@ -17,6 +17,10 @@ pub(super) const AIO: u32 = 1;
 pub(super) const URING: u32 = 2;
 /// The program has given it back.
 pub(super) const GONE: u32 = 3;
+/// Of io_uring, and being taken up.
+const TAKING: u32 = 4;
+/// A ring is taken up in much less than this many looks; but a signal handler may have interrupted who does it.
+const LOOKS: u32 = 1 << 20;
 
 zeroed! {
     /// One ring.
@@ -60,6 +64,28 @@ impl Ring {
         let (ends, mask) = (self.ends.load(Ordering::Relaxed), self.mask.load(Ordering::Relaxed));
         let behind = ends + (u64::from(mask) + 1) * u64::from(self.stride.load(Ordering::Relaxed));
         has_indices.then_some(behind.next_multiple_of(64))
+    }
+
+    /// Makes the entry that of a ring of io_uring by `take_up`, unless it is already. False if another thread does not get done
+    /// with that.
+    pub(super) fn be_uring(&self, take_up: impl FnOnce(&Ring)) -> bool {
+        let claim = |from| self.kind.compare_exchange(from, TAKING, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        for _ in 0..LOOKS {
+            match self.kind() {
+                URING => return true,
+                TAKING => std::hint::spin_loop(),
+                other if claim(other) => {
+                    // Nothing was submitted to it before this session met it: else that shows.
+                    self.seen.store(0, Ordering::Relaxed);
+                    self.expected.store(0, Ordering::Relaxed);
+                    take_up(self);
+                    self.set_kind(URING);
+                    return true;
+                }
+                _ => {}
+            }
+        }
+        false
     }
 
     pub(super) fn set_kind(&self, kind: u32) {

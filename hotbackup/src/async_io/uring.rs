@@ -172,10 +172,8 @@ impl Handle {
         }
         let mask = read(self.cq_mask)?;
         let ring = WATCH.async_io.enter(self.ring)?;
-        if ring.kind() != rings::URING {
-            // It was made in this session: nothing was submitted to it before.
-            ring.seen.store(0, Ordering::Relaxed);
-            ring.expected.store(0, Ordering::Relaxed);
+        if !ring.be_uring(|_| {}) {
+            untracked(Untracked::Ring);
         }
         for (place, value) in [
             (&ring.sq_head, self.sq_head),
@@ -188,7 +186,6 @@ impl Handle {
         ring.stride.store(if self.flags & SETUP_CQE32 != 0 { 32 } else { 16 }, Ordering::Relaxed);
         ring.mask.store(mask, Ordering::Relaxed);
         ring.by_handle.store(1, Ordering::Relaxed);
-        ring.set_kind(rings::URING);
         look(ring);
         Some(ring)
     }
@@ -296,7 +293,27 @@ pub(super) fn look(ring: &Ring) {
     match (is_followed(ring), read(ring.cq_tail.load(Ordering::Relaxed))) {
         (Some(true), Some(tail)) => land_up_to(ring, tail),
         (Some(false), _) => untracked(Untracked::Submission),
-        _ => untracked(Untracked::Unreadable),
+        _ => lose(ring, Untracked::Unreadable),
+    }
+}
+
+/// Sees whether anything was submitted to the ring but by captured calls. Some may be under way now, between the two words that they
+/// change: what counts is what the kernel took, which is noted before.
+pub(super) fn check(ring: &Ring) {
+    let taken = read(ring.sq_head.load(Ordering::Relaxed));
+    if taken.is_some_and(|taken| !is_not_behind(ring.expected.load(Ordering::SeqCst), taken)) {
+        untracked(Untracked::Submission);
+    }
+}
+
+/// A ring is not what it was. A program that has made it by hand may have unmapped it without our knowing; that does no harm if all
+/// has ended that was submitted to it, and the engine lets go of it before the next try of the cut.
+#[cold]
+fn lose(ring: &Ring, why: Untracked) {
+    let by_hand = ring.by_handle.load(Ordering::Relaxed) == 0;
+    let flights = WATCH.async_io.flights();
+    if !by_hand || flights.is_none_or(|flights| flights.any_flies(ring.address())) {
+        untracked(why);
     }
 }
 
@@ -309,12 +326,12 @@ fn land_up_to(ring: &Ring, tail: u32) {
     let (mut index, mask) = (ring.seen.load(Ordering::SeqCst), ring.mask.load(Ordering::Relaxed));
     while index != tail {
         if mask >= MOST_ENDS || tail.wrapping_sub(index) > mask + 1 {
-            return untracked(Untracked::Ring);
+            return lose(ring, Untracked::Ring);
         }
         let mut end = [0; 16];
         let at = ends + u64::from(index & mask) * u64::from(ring.stride.load(Ordering::Relaxed));
         if sys::raw::read_memory(at, &mut end).is_err() {
-            return untracked(Untracked::Unreadable);
+            return lose(ring, Untracked::Unreadable);
         }
         let next = index.wrapping_add(1);
         // Two threads may look at the same time: one of them lands it.
@@ -350,26 +367,32 @@ impl Places {
         sys::raw::ring_places().ok().map(Places)
     }
 
-    /// Takes up a ring that was found mapped.
+    /// Takes up a ring that was found mapped, if it is not known.
     pub(super) fn take_up(self, ring: &Ring, mapped: Mapped) {
         let at = |place: u32| mapped.address + u64::from(place);
-        for (word, value) in [
-            (&ring.sq_head, at(self.0.sq_head)),
-            (&ring.sq_tail, at(self.0.sq_tail)),
-            (&ring.cq_tail, at(self.0.cq_tail)),
-            (&ring.requests, mapped.requests),
-            (&ring.inode, mapped.inode),
-        ] {
-            word.store(value, Ordering::Relaxed);
-        }
-        if let Some((sq_mask, mask)) = read(at(self.0.sq_mask)).zip(read(at(self.0.cq_mask))) {
-            ring.sq_mask.store(sq_mask, Ordering::Relaxed);
-            ring.ends.store(at(self.0.ends), Ordering::Relaxed);
-            ring.mask.store(mask, Ordering::Relaxed);
+        let masks = read(at(self.0.sq_mask)).zip(read(at(self.0.cq_mask)));
+        let done = ring.be_uring(|ring| {
+            for (word, value) in [
+                (&ring.sq_head, at(self.0.sq_head)),
+                (&ring.sq_tail, at(self.0.sq_tail)),
+                (&ring.cq_tail, at(self.0.cq_tail)),
+                (&ring.ends, masks.map_or(0, |_| at(self.0.ends))),
+                (&ring.requests, mapped.requests),
+                (&ring.inode, mapped.inode),
+            ] {
+                word.store(value, Ordering::Relaxed);
+            }
+            let (sq_mask, mask) = masks.unwrap_or_default();
             // Rings with larger ends are not entered by hand: see `entered`.
-            ring.stride.store(16, Ordering::Relaxed);
+            for (word, value) in
+                [(&ring.sq_mask, sq_mask), (&ring.mask, mask), (&ring.stride, 16), (&ring.by_handle, 0)]
+            {
+                word.store(value, Ordering::Relaxed);
+            }
+        });
+        if !done {
+            untracked(Untracked::Ring);
         }
-        ring.set_kind(rings::URING);
     }
 
     /// Whether anything was ever submitted to the ring at this address.
