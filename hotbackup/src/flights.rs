@@ -115,7 +115,8 @@ impl Flights {
         // What the program calls by the same name and was not seen to be told of has been told.
         self.forget_landed(name);
         // What has landed need not stay: if the program is told of it yet, it is taken for one from before the session.
-        let mut free = [FREE, LANDED].into_iter().flat_map(|state| self.window(name).map(move |place| (place, state)));
+        let mut free =
+            [FREE, LANDED].into_iter().flat_map(|state| self.window(name).map(move |place| (place, state)));
         let Some((place, _)) = free.find(|(place, state)| place.turns(*state, TAKEN)) else { return false };
         for (word, value) in [
             (&place.ring, name.ring),
@@ -165,12 +166,7 @@ impl Flights {
 
     /// Lands those of a ring that have ended as their names tell, each name being that of one request at a time. The program
     /// has not been told.
-    pub(crate) fn land_where(
-        &self,
-        ring: u64,
-        has_ended: impl Fn(u64) -> bool,
-        mark: impl Fn(u64, &Target),
-    ) {
+    pub(crate) fn land_where(&self, ring: u64, has_ended: impl Fn(u64) -> bool, mark: impl Fn(u64, &Target)) {
         for place in self.places.iter().filter(|place| place.ring.load(Ordering::Relaxed) == ring) {
             let cookie = place.cookie.load(Ordering::Relaxed);
             if place.state.load(Ordering::SeqCst) == FLYING && has_ended(cookie) {

@@ -176,6 +176,10 @@ impl Word {
         self.as_descriptor().is_some() && self.0 & (Self::HARMLESS | Self::NESTED) == Self::HARMLESS
     }
 
+    pub(crate) fn is_ring(self) -> bool {
+        self.0 >> 62 == 3
+    }
+
     pub(crate) fn as_descriptor(self) -> Option<i32> {
         (self.0 >> 62 == 1).then(|| (self.0 as u32).cast_signed())
     }

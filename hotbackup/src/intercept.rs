@@ -14,8 +14,8 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags, statx};
 
 pub use crate::async_io::{
-    Entry, asking, destroying, entering, leaving, queueing, queueing_list, reaping, registering, set_up, submitting,
-    submitting_prepared, submitting_prepared_and_waiting, suspended,
+    Entry, asking, destroying, entering, leaving, queueing, queueing_list, reaping, registering, set_up,
+    submitting, submitting_prepared, submitting_prepared_and_waiting, suspended,
 };
 pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
 use crate::crossings;

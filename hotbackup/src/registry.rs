@@ -192,6 +192,9 @@ fn is_beside_the_point(tid: u32, word: Word) -> bool {
         kind
     } else if let Some(path) = word.as_path() {
         sys::raw::kind_of_path(tid, path)
+    } else if word.is_ring() && !word.knows_of_a_session() {
+        // It began before the session. A call that knows of one does not wait inside.
+        return sys::raw::waits_for_ends(tid);
     } else {
         None
     };

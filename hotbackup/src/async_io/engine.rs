@@ -49,12 +49,15 @@ fn mapped_rings() -> Vec<Mapped> {
     let requests: HashMap<u64, u64> =
         mappings.iter().filter(|mapping| mapping.1 == REQUESTS).map(|&(at, _, inode)| (inode, at)).collect();
     let counters = mappings.into_iter().filter(|mapping| mapping.1 == COUNTERS);
-    let ring = |(address, _, inode)| Mapped {
-        address,
-        requests: requests.get(&inode).copied().unwrap_or(0),
-        inode,
-    };
+    let ring =
+        |(address, _, inode)| Mapped { address, requests: requests.get(&inode).copied().unwrap_or(0), inode };
     counters.map(ring).collect()
+}
+
+/// A descriptor of the host's of the ring with this inode.
+fn descriptor_of(inode: u64) -> Option<u32> {
+    let is_it = |&fd: &u32| sys::raw::inode_of_ring(fd.cast_signed()) == Some(inode);
+    suspects::numbers("/proc/self/fd").into_iter().find(is_it)
 }
 
 fn is_known(mapped: &Mapped) -> bool {
@@ -119,7 +122,9 @@ impl Engine<'_> {
         let mut places = None;
         for quieting in 0..QUIETINGS {
             for (mapped, places) in used_rings(&mut places) {
-                WATCH.async_io.enter(mapped.address).into_iter().for_each(|ring| places.take_up(ring, mapped));
+                let Some(ring) = WATCH.async_io.enter(mapped.address) else { continue };
+                places.take_up(ring, mapped);
+                ring.descriptor.store(descriptor_of(mapped.inode).map_or(0, |fd| fd + 1), Ordering::Relaxed);
             }
             let is_quiet = self.quiet_rings(QUIETING * (1 << quieting));
             WATCH.async_io.taken_up.store(is_quiet, Ordering::SeqCst);

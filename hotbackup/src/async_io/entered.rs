@@ -39,7 +39,8 @@ static SET_UP: [AtomicU64; SET_UPS] = [const { AtomicU64::new(0) }; SET_UPS];
 /// A ring was set up with these flags and has this descriptor (io_uring_setup(2)). One store, whether a session runs or not.
 pub fn set_up(fd: RawFd, flags: u32) {
     let number = fd.cast_unsigned();
-    SET_UP[number as usize % SET_UPS].store(SEEN | u64::from(number) << 32 | u64::from(flags), Ordering::Relaxed);
+    SET_UP[number as usize % SET_UPS]
+        .store(SEEN | u64::from(number) << 32 | u64::from(flags), Ordering::Relaxed);
 }
 
 fn flags_of(fd: RawFd) -> Option<u32> {
@@ -210,7 +211,8 @@ impl Entry {
 
     /// Takes back what the kernel has not taken, which the program may still change.
     fn forget_from(&self, ring: &Ring, to: u32) {
-        let (Some(head), Some(flags)) = (read(ring.sq_head.load(Ordering::Relaxed)), flags_of(self.fd)) else {
+        let (Some(head), Some(flags)) = (read(ring.sq_head.load(Ordering::Relaxed)), flags_of(self.fd))
+        else {
             return untracked(Untracked::Unreadable);
         };
         if is_not_behind(head, to)

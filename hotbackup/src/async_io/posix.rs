@@ -82,7 +82,8 @@ pub fn queueing<R>(request: u64, real: impl FnOnce() -> R, queued: impl FnOnce(&
 #[inline(always)]
 pub fn queueing_list<R>(requests: u64, count: usize, real: impl FnOnce() -> R) -> R {
     USED.store(true, Ordering::Relaxed);
-    let each = || (0..count).map_while(move |index| aio::address(requests, index)).filter(|&request| request != 0);
+    let each =
+        || (0..count).map_while(move |index| aio::address(requests, index)).filter(|&request| request != 0);
     let note = |state, noted: &mut Noted| each().for_each(|request| note(request, false, state, noted));
     // What was not queued has ended by what its control block says.
     submit(RING, note, || false, real, |_| each().for_each(|request| told(request, false)))
@@ -114,7 +115,9 @@ pub fn suspended<R>(requests: u64, count: usize, real: impl FnOnce() -> R) -> R 
 
 /// Notes a request that is about to be queued. What cannot be read faults in the C library too.
 fn note(request: u64, writes: bool, state: State, noted: &mut Noted) {
-    let (Some(flights), Some(block)) = (WATCH.async_io.flights(), ControlBlock::read(request)) else { return };
+    let (Some(flights), Some(block)) = (WATCH.async_io.flights(), ControlBlock::read(request)) else {
+        return;
+    };
     let name = Name { ring: RING, cookie: request };
     // The program may use a control block again when its request has ended, without having asked.
     flights.land(name, true, mark);

@@ -35,6 +35,8 @@ zeroed! {
         pub(super) by_handle: AtomicU32,
         /// The inode of its descriptors, if it was found mapped: every ring has one of its own.
         pub(super) inode: AtomicU64,
+        /// One of its descriptors, if it was used before the session; one more than that, for 0 is none.
+        pub(super) descriptor: AtomicU32,
         /// The addresses of the counters of io_uring: submissions taken and published, requests ended.
         pub(super) sq_head: AtomicU64,
         pub(super) sq_tail: AtomicU64,
@@ -66,10 +68,17 @@ impl Ring {
         has_indices.then_some(behind.next_multiple_of(64))
     }
 
+    /// How many of its requests wait for a socket or a pipe, if that can be told.
+    pub(super) fn polled(&self) -> Option<u32> {
+        let descriptor = self.descriptor.load(Ordering::Relaxed).checked_sub(1)?;
+        crate::sys::raw::polled_requests(descriptor.cast_signed())
+    }
+
     /// Makes the entry that of a ring of io_uring by `take_up`, unless it is already. False if another thread does not get done
     /// with that.
     pub(super) fn be_uring(&self, take_up: impl FnOnce(&Ring)) -> bool {
-        let claim = |from| self.kind.compare_exchange(from, TAKING, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        let claim =
+            |from| self.kind.compare_exchange(from, TAKING, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         for _ in 0..LOOKS {
             match self.kind() {
                 URING => return true,

@@ -210,29 +210,29 @@ impl Handle {
 
 /// Notes a request of the ring at this address.
 pub(super) fn note_one(ring: u64, text: &[u8; REQUEST_SIZE], state: State, noted: &mut Noted) {
-        let name = Name { ring, cookie: u64::from_ne_bytes(bytes(text, 32)) };
-        let fd = RawFd::from_ne_bytes(bytes(text, 4));
-        let target = match meaning(text) {
-            Meaning::Unknown => return untracked(Untracked::Request),
-            _ if text[1] & SKIP_SUCCESS != 0 => return untracked(Untracked::Request),
-            Meaning::Harmless => Target::NOTHING,
-            Meaning::Write(_) if text[1] & FIXED_FILE != 0 => return untracked(Untracked::FixedFile),
-            Meaning::Write(place) => match (Request { fd, place }).target(state) {
-                Some(Some(target)) => target,
-                _ => Target::NOTHING,
-            },
-            Meaning::Names => {
-                WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
-                Target::NAMES
-            }
-        };
-        if !target.is_names() && target != Target::NOTHING {
-            noted.add(fd, target);
+    let name = Name { ring, cookie: u64::from_ne_bytes(bytes(text, 32)) };
+    let fd = RawFd::from_ne_bytes(bytes(text, 4));
+    let target = match meaning(text) {
+        Meaning::Unknown => return untracked(Untracked::Request),
+        _ if text[1] & SKIP_SUCCESS != 0 => return untracked(Untracked::Request),
+        Meaning::Harmless => Target::NOTHING,
+        Meaning::Write(_) if text[1] & FIXED_FILE != 0 => return untracked(Untracked::FixedFile),
+        Meaning::Write(place) => match (Request { fd, place }).target(state) {
+            Some(Some(target)) => target,
+            _ => Target::NOTHING,
+        },
+        Meaning::Names => {
+            WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
+            Target::NAMES
         }
-        if !WATCH.async_io.flights().is_some_and(|flights| flights.note(name, target)) {
-            untracked(Untracked::TooMany);
-        }
+    };
+    if !target.is_names() && target != Target::NOTHING {
+        noted.add(fd, target);
     }
+    if !WATCH.async_io.flights().is_some_and(|flights| flights.note(name, target)) {
+        untracked(Untracked::TooMany);
+    }
+}
 
 /// What a request changes.
 enum Meaning {
@@ -405,10 +405,14 @@ impl Places {
 pub(super) fn is_quiet(ring: &Ring) -> bool {
     // What is published and not taken is submitted by who waits at the gate, and read then.
     let [taken, ended] = [&ring.sq_head, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
-    let is_quiet = taken.is_some() && taken == ended;
-    if let (true, Some(count)) = (is_quiet, taken) {
-        ring.seen.store(count, Ordering::Relaxed);
-        ring.expected.store(count, Ordering::Relaxed);
+    let is_quiet = taken.zip(ended).is_some_and(|(taken, ended)| match taken.wrapping_sub(ended) {
+        0 => true,
+        // What waits for a socket or a pipe writes to no file.
+        under_way => ring.polled() == Some(under_way),
+    });
+    if let (true, Some((taken, ended))) = (is_quiet, taken.zip(ended)) {
+        ring.seen.store(ended, Ordering::Relaxed);
+        ring.expected.store(taken, Ordering::Relaxed);
     }
     is_quiet
 }

@@ -375,20 +375,84 @@ pub(crate) fn kind_of_path(tid: u32, address: usize) -> Option<rustix::fs::FileT
     Some(FileType::from_raw_mode(found.stx_mode.into()))
 }
 
-/// The directory's descriptor, if thread `tid` waits in an openat(2) with the path at `address` (proc_pid_syscall(5)).
+/// The directory's descriptor, if thread `tid` waits in an openat(2) with the path at `address`.
 fn openat_directory(tid: u32, address: usize) -> Option<u32> {
-    use rustix::fs::{Mode, OFlags, open};
-    let path = ProcPath::new().text("/proc/self/task/").number(tid).text("/syscall");
-    let file = open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut text = [0u8; 256];
-    let len = rustix::io::read(&file, &mut text).ok()?;
-    let mut words = std::str::from_utf8(&text[..len]).ok()?.split(' ');
-    let number: i64 = words.next()?.parse().ok()?;
-    let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let (directory, path) = (argument()?, argument()?);
+    let (number, [directory, path, ..]) = system_call_of(tid)?;
     let matches = number == libc::SYS_openat && path == address as u64;
     // AT_FDCWD is negative.
     u32::try_from(directory).ok().filter(|&fd| matches && i32::try_from(fd).is_ok())
+}
+
+/// The system call that thread `tid` waits in, and its arguments (proc_pid_syscall(5)).
+fn system_call_of(tid: u32) -> Option<(i64, [u64; 6])> {
+    let path = ProcPath::new().text("/proc/self/task/").number(tid).text("/syscall");
+    let mut text = [0u8; 256];
+    let text = read_start(path.as_c_str(), &mut text)?;
+    let mut words = text.split(' ');
+    let number = words.next()?.parse().ok()?;
+    let mut arguments = [0; 6];
+    for argument in &mut arguments {
+        *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some((number, arguments))
+}
+
+/// The beginning of a text under /proc.
+fn read_start<'a>(path: &std::ffi::CStr, buffer: &'a mut [u8]) -> Option<&'a str> {
+    use rustix::fs::{Mode, OFlags, open};
+    let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let len = rustix::io::read(&file, &mut *buffer).ok()?;
+    std::str::from_utf8(&buffer[..len]).ok()
+}
+
+/// Whether thread `tid` waits for ends of a ring of io_uring in which nothing is left to submit: what it does from now on changes no
+/// file. Allocates nothing.
+pub(crate) fn waits_for_ends(tid: u32) -> bool {
+    let Some((libc::SYS_io_uring_enter, [fd, _, least, flags, ..])) = system_call_of(tid) else {
+        return false;
+    };
+    let is_wait =
+        least as u32 > 0 && flags as u32 & (ENTER_GETEVENTS | ENTER_REGISTERED_RING) == ENTER_GETEVENTS;
+    is_wait && u32::try_from(fd).is_ok_and(|fd| has_nothing_to_submit(fd) == Some(true))
+}
+
+fn has_nothing_to_submit(ring: u32) -> Option<bool> {
+    let path = ProcPath::new().text("/proc/self/fdinfo/").number(ring);
+    let mut text = [0u8; 512];
+    let text = read_start(path.as_c_str(), &mut text)?;
+    let number = |name: &str| -> Option<u32> {
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    };
+    Some(number("SqHead:")? == number("SqTail:")?)
+}
+
+/// How many requests of a ring of io_uring wait for something that can be polled, which no file is: a socket, a pipe. Allocates
+/// nothing.
+pub(crate) fn polled_requests(ring: RawFd) -> Option<u32> {
+    use rustix::fs::{Mode, OFlags, open};
+    let path = ProcPath::new().text("/proc/self/fdinfo/").number(u32::try_from(ring).ok()?);
+    let file = open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let (mut line, mut len, mut count, mut is_list) = ([0u8; 16], 0, 0, false);
+    loop {
+        let mut piece = [0u8; 1024];
+        let got = rustix::io::read(&file, &mut piece).ok()?;
+        if got == 0 {
+            return Some(count);
+        }
+        for &byte in &piece[..got] {
+            if byte != b'\n' {
+                line.get_mut(len).into_iter().for_each(|place| *place = byte);
+                len += 1;
+                continue;
+            }
+            let text = &line[..len.min(line.len())];
+            match text.first() {
+                Some(b' ') if is_list && text.starts_with(b"  op=") => count += 1,
+                _ => is_list = text.starts_with(b"PollList:"),
+            }
+            len = 0;
+        }
+    }
 }
 
 /// Sets the mode of the entry `name` of `directory`, never of what a link points to (fchmodat2, since Linux 6.6).
