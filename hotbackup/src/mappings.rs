@@ -29,7 +29,7 @@ use crate::sys;
 use crate::sys::userfault::StoreWatch;
 use crate::tree::{Copy, NodeId};
 use lines::Line;
-pub(crate) use lines::{Text, each};
+pub(crate) use lines::{Text, each, may_hold_shared};
 pub(crate) use notes::Notes;
 
 /// So much is watched at most: the kernel's notes of it take a 512th of that, until it is unmapped.

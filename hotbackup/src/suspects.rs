@@ -128,6 +128,9 @@ impl Engine<'_> {
                 }
             }
             let Ok(maps) = CString::new(format!("/proc/{pid}/maps")) else { continue };
+            if !mappings::may_hold_shared(&maps) {
+                continue;
+            }
             let _ = mappings::each(&maps, &mut text, |line| {
                 if line.is_shared()
                     && line.is_writable()

@@ -2,10 +2,12 @@
 
 use std::ffi::CStr;
 use std::io::Write;
+use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
 use crate::intercept::device;
+use crate::sys;
 
 /// Room for what is read at a time, and for the longest line.
 const ROOM: usize = 64 << 10;
@@ -81,6 +83,13 @@ fn file_at(path: &CStr) -> Option<(u64, u64)> {
     // A file on a server that does not answer must not hold us up.
     let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
     Some((device(&found), found.stx_ino))
+}
+
+/// Whether the maps at `path` may hold a file that is mapped shared and writable. Printing all of them takes the kernel ten
+/// times as long.
+pub(crate) fn may_hold_shared(path: &CStr) -> bool {
+    let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    file.is_ok_and(|file| sys::maps::holds_shared_writable(file.as_fd()).unwrap_or(true))
 }
 
 /// Tells `visit` of every line of the file at `path`; of none if it cannot be read.

@@ -8,6 +8,8 @@ pub(crate) mod atomic;
 pub(crate) mod errno;
 pub(crate) mod fanotify;
 pub(crate) mod handle;
+#[cfg(not(loom))]
+pub(crate) mod maps;
 pub(crate) mod mem;
 pub(crate) mod raw;
 pub(crate) mod scratch;
