@@ -195,12 +195,12 @@ impl Engine<'_> {
 
     /// Has the inodes that were changed unseen copied again, for the reason that is returned; fails for one that keeps changing.
     /// `None` if the caller takes them as they are.
-    pub(crate) fn distrust(&mut self, unseen: &[NodeId], attempts: u32) -> Result<Option<String>> {
+    pub(crate) fn distrust(&mut self, unseen: &[NodeId], caught: u32) -> Result<Option<String>> {
         let generation = WATCH.generation.load(Ordering::SeqCst);
         let not_found = |&id: &NodeId| self.tree.node(id).marks.audited(generation).is_none();
         // A call that hit another inode than it had found has audited the wrong one: the change may be its own. And what
         // the sweeps did not find may have been moved from place to place before them.
-        if (WATCH.crossings.any() || unseen.iter().all(not_found)) && attempts < PATIENCE {
+        if (WATCH.crossings.any() || unseen.iter().all(not_found)) && caught < PATIENCE {
             self.copy_again(unseen);
             return Ok(Some("names moved too fast while changes were looked for".into()));
         }
@@ -218,12 +218,12 @@ impl Engine<'_> {
         let by = "calls that are not captured, in this process or another".to_owned();
         let is_copied = |&id: &NodeId| self.tree.node(id).copy == Copy::Done && !self.tree.node(id).missing;
         match self.plan.on_unseen_change {
-            OnUnseenChange::Warn if attempts >= PATIENCE && unseen.iter().all(is_copied) => {
+            OnUnseenChange::Warn if caught >= PATIENCE && !unseen.is_empty() && unseen.iter().all(is_copied) => {
                 unseen.iter().for_each(|&id| self.concede(id));
                 return Ok(None);
             }
             OnUnseenChange::Fail if changed.is_some() => return Err(Error::Unseen { path, by }),
-            _ if attempts >= PATIENCE => return Err(Error::Unseen { path, by }),
+            _ if caught >= PATIENCE => return Err(Error::Unseen { path, by }),
             _ => {}
         }
         self.copy_again(unseen);

@@ -56,6 +56,7 @@ impl Engine<'_> {
     fn cut_until_right(&mut self) -> Result<Cut> {
         let mut little = LITTLE;
         let mut reason = String::new();
+        let mut caught = 0;
         for attempts in 1..=ATTEMPTS {
             self.approach(little)?;
             self.enter(Phase::Cut);
@@ -67,7 +68,8 @@ impl Engine<'_> {
                         self.ask_about_new()?;
                         return Ok(Cut { instant, freeze, attempts });
                     }
-                    match self.distrust(&unseen, attempts)? {
+                    caught += 1;
+                    match self.distrust(&unseen, caught)? {
                         Some(why) => reason = why,
                         None => return Ok(Cut { instant, freeze, attempts }),
                     }
