@@ -218,7 +218,9 @@ impl Engine<'_> {
         let by = "calls that are not captured, in this process or another".to_owned();
         let is_copied = |&id: &NodeId| self.tree.node(id).copy == Copy::Done && !self.tree.node(id).missing;
         match self.plan.on_unseen_change {
-            OnUnseenChange::Warn if caught >= PATIENCE && !unseen.is_empty() && unseen.iter().all(is_copied) => {
+            OnUnseenChange::Warn
+                if caught >= PATIENCE && !unseen.is_empty() && unseen.iter().all(is_copied) =>
+            {
                 unseen.iter().for_each(|&id| self.concede(id));
                 return Ok(None);
             }
