@@ -192,7 +192,7 @@ static void requesting(int fd, int other) {
     long flags = 0;
     struct file_clone_range range = {other, 0, 0, 4096}, none = {BADFD, 0, 0, 0};
     struct { struct file_dedupe_range head; struct file_dedupe_range_info info; } same = {{0, 4096, 1, 0, 0}, {other, 0, 0, 0, 0}};
-    int moving[10] = {0, other};
+    int moving[10] = {0, BADFD};
     R(ioctl(fd, FIONREAD, &number));
     R(number);
     R(ioctl(fd, FIONREAD, BAD));

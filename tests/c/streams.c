@@ -10,7 +10,7 @@
 #include <stdio_ext.h>
 #include <wchar.h>
 
-enum { BYTES = 1 << 20 };
+enum { BYTES = 1 << 18 };
 static const char *source;
 static int moment;
 static const char *moments[] = {"before", "while", "after"};
