@@ -8,7 +8,7 @@
 #include <lmdb.h>
 #include <stdbool.h>
 
-enum { KEYS = 400, BACKUPS = 5 };
+enum { KEYS = 400, BACKUPS = 3 };
 #define LMDB(call)                                                                                         \
     do {                                                                                                   \
         int status_ = (call);                                                                              \
@@ -21,7 +21,6 @@ enum { KEYS = 400, BACKUPS = 5 };
 static MDB_env *env;
 static MDB_dbi dbi;
 static MDB_txn *pause_;
-static atomic_ulong committed;
 static atomic_bool stop;
 static unsigned long at_the_cut;
 
@@ -36,7 +35,6 @@ static void *writer(void *unused) {
             LMDB(mdb_put(txn, dbi, &k, &v, 0));
         }
         LMDB(mdb_txn_commit(txn));
-        committed = number;
     }
     return NULL;
 }
@@ -44,10 +42,9 @@ static void *writer(void *unused) {
 static void before_cut(void *unused) {
     (void)unused;
     LMDB(mdb_txn_begin(env, NULL, 0, &pause_));
-    at_the_cut = committed;
-    /* A writer that has committed may not have said so yet. */
-    nap_ms(5);
-    at_the_cut = committed;
+    unsigned key = 0;
+    MDB_val k = {sizeof key, &key}, v;
+    if (mdb_get(pause_, dbi, &k, &v) == 0) memcpy(&at_the_cut, v.mv_data, sizeof at_the_cut);
 }
 
 static void after_cut(void *unused) {
@@ -88,6 +85,7 @@ int main(int argc, char **argv) {
     LMDB(mdb_txn_commit(txn));
     pthread_t thread;
     CHECK(pthread_create(&thread, NULL, writer, NULL) == 0);
+    nap_ms(100);
     for (int backup = 0; backup < BACKUPS; backup++) {
         char name[16];
         snprintf(name, sizeof name, "copy%d", backup);
