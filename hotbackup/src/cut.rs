@@ -183,6 +183,10 @@ impl Engine<'_> {
             self.converge_once()?;
         }
         for id in std::mem::take(&mut self.young) {
+            if self.mappings.watches(self.tree.node(id).marks) {
+                // The stores to it tell of themselves.
+                continue;
+            }
             if self.plan.on_unseen_change == OnUnseenChange::Fail && self.is_changed_unseen(id)? {
                 return Err(Trouble::Unsteady(id));
             }

@@ -253,6 +253,11 @@ impl Mappings {
         { of_file }.any(|entry| !entry.scan(stores))
     }
 
+    /// Whether stores to a file are watched.
+    pub(crate) fn watches(&self, marks: &'static Marks) -> bool {
+        self.watched.iter().any(|entry| std::ptr::eq(entry.marks, marks) && !entry.unwritable)
+    }
+
     /// Whether this mapping is watched already.
     fn knows(&mut self, mapping: &Mapping) -> bool {
         let behind = self.watched.partition_point(|entry| entry.mapping.start <= mapping.start);
