@@ -327,9 +327,26 @@ mod tests {
     }
 
     #[test]
+    fn those_that_have_ended_by_their_names_land_and_stay_known() {
+        let (table, marked) = (table(), std::cell::RefCell::new(Vec::new()));
+        assert!(table.note(name(1), TARGET) && table.note(name(2), TARGET));
+        assert!(table.note(Name { ring: 8, cookie: 1 }, TARGET));
+        assert!(table.any_flies(7) && table.any_flies(8) && !table.any_flies(9));
+        for _ in 0..2 {
+            table.land_where(7, |cookie| cookie == 1, |cookie, _| marked.borrow_mut().push(cookie));
+            assert_eq!(*marked.borrow(), [1], "once");
+        }
+        assert!(table.land(name(1), true, ignore) && !table.land(name(1), true, ignore));
+        assert!(table.any_flies(7) && table.land(name(2), true, ignore) && !table.any_flies(7));
+    }
+
+    #[test]
     fn a_full_window_is_told() {
         let table = table();
         let noted = (0..200).filter(|_| table.note(name(1), TARGET)).count();
         assert_eq!(noted, WINDOW);
+        // What has landed makes room.
+        table.land_where(7, |_| true, |_, _| {});
+        assert!(table.none_flies() && table.note(name(1), TARGET) && !table.none_flies());
     }
 }

@@ -141,6 +141,28 @@ fn copies_of_a_server_without_native_asynchronous_io_are_of_one_instant() {
     under_load(product, &How::usual().and("--innodb-use-native-aio=0"), 1);
 }
 
+/// MariaDB has native AIO to fall back on.
+#[test]
+fn copies_of_a_server_that_is_refused_io_uring_are_of_one_instant() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    if product.name != "mariadb1011" {
+        return;
+    }
+    let uses_rings = |server: &Server, kind: &str| {
+        let maps = format!("/proc/{}/maps", server.process_id());
+        std::fs::read_to_string(maps).expect("its mappings").contains(kind)
+    };
+    let usual = Server::start(product, &How::usual());
+    assert!(uses_rings(&usual, "[io_uring]"), "it uses io_uring unless that is refused");
+    drop(usual);
+    let how = How { without_uring: true, ..How::usual() };
+    let server = Server::start(product, &how);
+    assert!(!uses_rings(&server, "[io_uring]") && uses_rings(&server, "[aio]"), "{}", server.log());
+    drop(server);
+    under_load(product, &how, 1);
+}
+
 #[test]
 fn copies_of_a_server_that_flushes_by_fsync_are_of_one_instant() {
     let _alone = common::alone();

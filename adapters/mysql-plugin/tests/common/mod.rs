@@ -124,6 +124,8 @@ pub struct How {
     pub library_twice: bool,
     /// As the user nobody.
     pub unprivileged: bool,
+    /// Setting up io_uring is refused.
+    pub without_uring: bool,
 }
 
 impl How {
@@ -232,11 +234,18 @@ impl Server {
             }
             command.env("LD_PRELOAD", preload);
         }
+        if how.without_uring {
+            command.env("HOTBACKUP_IO_URING", "refuse");
+        }
         command.stdout(log.try_clone().expect("the log")).stderr(log).stdin(Stdio::null());
         let process = command.spawn().expect("the server starts");
         let mut server = Server { process, scratch, data };
         server.wait_until_ready();
         server
+    }
+
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     fn wait_until_ready(&mut self) {
