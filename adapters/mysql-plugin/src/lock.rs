@@ -1,10 +1,10 @@
 //! `tokudb_backup_lock` and `tokudb_backup_safe_slave`: the server's own lock, held just around the cut, and a replica's SQL
 //! threads at rest meanwhile.
 //!
-//! A thread of our own sees to both, first to the rest: a SQL thread that waits for the lock could not stop. It takes the lock in a session of its own ([`crate::sql`]) and holds it until it is told to give it back, so
-//! it goes whatever happens to the statement that makes the backup. One try never waits for longer than a second, and between
-//! two tries there is a pause: whoever had to wait behind our request gets on, and a killed statement need not
-//! wait for the thread.
+//! A thread of our own sees to both, first to the rest: a SQL thread that waits for the lock could not stop. It takes the lock
+//! in a session of its own ([`crate::sql`]) and holds it until it is told to give it back, so it goes whatever happens to the
+//! statement that makes the backup. One try never waits for longer than a second, and between two tries there is a pause:
+//! whoever had to wait behind our request gets on, and a killed statement need not wait for the thread.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
