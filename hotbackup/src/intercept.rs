@@ -122,8 +122,11 @@ impl Change {
     fn is_refused(&self, fd: RawFd, errno: c_int) -> bool {
         use libc::*;
         match errno {
-            EBADF | EINVAL | EFAULT | EAGAIN | EPERM | EACCES | EISDIR | EFBIG | EOPNOTSUPP | ENOSYS
-            | ESPIPE | ENODEV | ETXTBSY => true,
+            EBADF | EPERM | EACCES | EISDIR | EFBIG | ENOSYS | ESPIPE | ENODEV | ETXTBSY => true,
+            // Direct I/O goes from extent to extent, and may have written some before one is not to its liking.
+            EINVAL | EFAULT | EAGAIN | EOPNOTSUPP => {
+                flags(fd).is_some_and(|flags| !flags.contains(OFlags::DIRECT))
+            }
             // A plain write that got anywhere returns how far. One that waits for the disk may have got there before.
             EINTR | ENOSPC | EDQUOT => {
                 let writes =

@@ -205,6 +205,25 @@ fn an_allocation_that_fails_halfway_is_not_taken_for_nothing() {
     is_copied(&place);
 }
 
+/// The blocks that are there are written before the kernel finds that the end behind it is not aligned; then it says EINVAL.
+#[test]
+fn a_direct_write_that_is_refused_halfway_is_not_taken_for_nothing() {
+    let _alone = common::alone();
+    // Not in memory, where everything is taken.
+    let place = Place::new(Scratch::new(false), "half a direct write");
+    let file = old_file(&place, &[b'x'; 8192]);
+    let direct = calls::c(place.source.join("file").to_str().expect("ordinary"));
+    let name = Name { dir: libc::AT_FDCWD, path: &direct };
+    let fd = calls::openat(name, libc::O_RDWR | libc::O_DIRECT, 0).expect("opened") as RawFd;
+    run(place.backup().before_cut(|| {
+        let _ = calls::pwrite_aligned(fd, &[b'D'; 16386], 0);
+        // This explains the times.
+        assert_eq!(calls::pwrite(file.as_raw_fd(), b"C", 8000), Ok(1));
+    }));
+    calls::close(fd).expect("closed");
+    is_copied(&place);
+}
+
 /// How long a freeze may take beside a program that never rests.
 const LONGEST: Duration = Duration::from_millis(100);
 

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::os::fd::RawFd;
 
-use hotbackup::intercept::{At, Change, around, ending_descriptor, moving_position};
+use hotbackup::intercept::{At, Change, around, ending_descriptor, ending_descriptors, moving_position};
 
 /// The result of a call, or errno.
 pub type Ret = Result<i64, i32>;
@@ -98,6 +98,17 @@ fn ending(fd: RawFd, call: impl FnOnce() -> c_int) -> Ret {
     if result < 0 { Err(errno()) } else { Ok(result.into()) }
 }
 
+/// Closes one descriptor as a range.
+pub fn close_range(fd: RawFd) -> Ret {
+    let number = fd.cast_unsigned();
+    let call = || {
+        // SAFETY: closing a number touches no memory; the tests close only what they opened.
+        unsafe { libc::syscall(libc::SYS_close_range, number, number, 0) }
+    };
+    let result = if UNSEEN.get() { call() } else { ending_descriptors(call) };
+    if result < 0 { Err(errno()) } else { Ok(result) }
+}
+
 pub fn write(fd: RawFd, data: &[u8]) -> Ret {
     captured(Change::Write { fd }, || {
         // SAFETY: the pointer and length are of one slice.
@@ -124,6 +135,35 @@ pub fn pwrite(fd: RawFd, data: &[u8], at: i64) -> Ret {
         // SAFETY: the pointer and length are of one slice.
         unsafe { libc::pwrite64(fd, data.as_ptr().cast(), data.len(), at) as i64 }
     })
+}
+
+/// `pwrite` from memory that direct I/O takes.
+pub fn pwrite_aligned(fd: RawFd, data: &[u8], at: i64) -> Ret {
+    const PAGE: usize = 4096;
+    let mut memory = vec![0; data.len() + PAGE];
+    let skip = memory.as_ptr().align_offset(PAGE);
+    let aligned = &mut memory[skip..skip + data.len()];
+    aligned.copy_from_slice(data);
+    pwrite(fd, aligned, at)
+}
+
+/// `splice` of these bytes from a pipe, which holds them already, to an offset or to the position.
+pub fn splice(data: &[u8], to: RawFd, at: Option<i64>) -> Ret {
+    let (out, into) = pipe();
+    // SAFETY: the pointer and length are of one slice.
+    let held = unsafe { libc::write(into, data.as_ptr().cast(), data.len()) };
+    assert_eq!(held, data.len() as isize, "a new pipe holds 64 KiB");
+    let mut offset = at.unwrap_or(0);
+    let pointer = if at.is_some() { &raw mut offset } else { std::ptr::null_mut() };
+    let change = at.map_or(Change::Write { fd: to }, |at| Change::WriteAt { fd: to, at });
+    let result = captured(change, || {
+        // SAFETY: the offset is a live local, or there is none.
+        unsafe { libc::splice(out, std::ptr::null_mut(), to, pointer, data.len(), 0) as i64 }
+    });
+    for fd in [out, into] {
+        close(fd).expect("the pipe closes");
+    }
+    result
 }
 
 pub fn pwritev(fd: RawFd, data: &[u8], at: i64) -> Ret {
@@ -237,6 +277,38 @@ pub fn mkdir(name: Name<'_>, mode: u32) -> Ret {
         // SAFETY: the path is NUL-terminated and outlives the call.
         unsafe { libc::mkdirat(name.dir, name.path.as_ptr(), mode) }.into()
     })
+}
+
+/// A name for a temporary file or directory beside `path`.
+fn template(path: &CStr) -> Vec<u8> {
+    [path.to_bytes(), b"XXXXXX\0"].concat()
+}
+
+fn filled_in(template: Vec<u8>) -> CString {
+    CString::from_vec_with_nul(template).expect("only the six letters have changed")
+}
+
+/// `mkstemp` beside `path`: the descriptor and the name.
+pub fn mkstemp(path: &CStr) -> Result<(RawFd, CString), i32> {
+    let mut name = template(path);
+    let change = Change::Create { name: At::cwd(name.as_ptr().cast()) };
+    let fd = captured(change, || {
+        // SAFETY: the template is NUL-terminated and outlives the call, which writes to its last six letters only.
+        unsafe { libc::mkostemp(name.as_mut_ptr().cast(), libc::O_CLOEXEC) }.into()
+    })?;
+    Ok((fd as RawFd, filled_in(name)))
+}
+
+/// `mkdtemp` beside `path`: the name.
+pub fn mkdtemp(path: &CStr) -> Result<CString, i32> {
+    let mut name = template(path);
+    let change = Change::Create { name: At::cwd(name.as_ptr().cast()) };
+    captured(change, || {
+        // SAFETY: as above.
+        let made = unsafe { libc::mkdtemp(name.as_mut_ptr().cast()) };
+        if made.is_null() { -1 } else { 0 }
+    })?;
+    Ok(filled_in(name))
 }
 
 pub fn mknod(name: Name<'_>, mode: u32, device: u64) -> Ret {

@@ -237,7 +237,7 @@ impl Model {
                 let inode = self.make(Kind::File, 0o640);
                 self.set_slot(*slot, inode, false);
             }
-            Op::Close { slot } => self.slots[*slot] = None,
+            Op::Close { slot, .. } => self.slots[*slot] = None,
             Op::Dup { from, to } | Op::Dup2 { from, to } => {
                 self.open_file(*from)?;
                 self.slots[*to] = self.slots[*from];
@@ -360,11 +360,18 @@ impl Model {
                 self.write_at_position(*slot, false, &data.bytes()[..count])?;
             }
             Op::Append { slot, data } => self.write_at_position(*slot, true, &data.bytes()[..count])?,
+            Op::Splice { slot, data, at: None } => {
+                self.write_at_position(*slot, false, &data.bytes()[..count])?;
+            }
+            Op::Splice { slot, data, at: Some(at) } => {
+                let inode = self.open_file(*slot)?.inode;
+                self.write(inode, *at as u64, &data.bytes()[..count]);
+            }
             Op::Sendfile { from, from_at, to, .. } => {
                 let data = self.read(*from, *from_at, result)?;
                 self.write_at_position(*to, false, &data)?;
             }
-            Op::Pwrite { slot, data, at, .. } => {
+            Op::Pwrite { slot, data, at, .. } | Op::Direct { slot, data, at } => {
                 let handle = self.open_file(*slot)?;
                 let inode = handle.inode;
                 let at = if handle.appends { self.len(inode) } else { *at as u64 };

@@ -23,39 +23,180 @@ pub struct Place {
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Open { file: Place, flags: c_int, mode: u32, slot: usize },
-    Tmpfile { dir: Place, slot: usize },
-    Close { slot: usize },
-    Dup { from: usize, to: usize },
-    Dup2 { from: usize, to: usize },
-    Write { slot: usize, data: Fill, vector: bool },
-    Pwrite { slot: usize, data: Fill, at: i64, vector: bool },
-    Append { slot: usize, data: Fill },
-    CopyRange { from: usize, from_at: i64, to: usize, to_at: i64, len: usize },
-    Sendfile { from: usize, from_at: i64, to: usize, len: usize },
-    Seek { slot: usize, to: i64 },
-    SetAppend { slot: usize, on: bool },
-    Ftruncate { slot: usize, len: i64 },
-    Truncate { file: Place, len: i64 },
-    Fallocate { slot: usize, mode: c_int, at: i64, len: i64 },
-    Rename { from: Place, to: Place, flags: u32 },
-    Link { from: Place, to: Place, follow: bool },
-    LinkOpen { slot: usize, to: Place, by_proc: bool },
-    Symlink { target: String, name: Place },
-    Unlink { name: Place },
-    Rmdir { name: Place },
-    Mkdir { name: Place, mode: u32 },
-    Mkfifo { name: Place, mode: u32 },
-    Device { name: Place, mode: u32, device: u64 },
-    Chmod { file: Place, mode: u32 },
-    Fchmod { slot: usize, mode: u32 },
-    Chown { file: Place, uid: u32, gid: u32, follow: bool },
-    Fchown { slot: usize, uid: u32, gid: u32 },
-    Utimens { file: Place, mtime: i64, follow: bool },
-    Futimens { slot: usize, mtime: i64 },
-    Setxattr { file: Place, name: String, value: Fill },
-    Fsetxattr { slot: usize, name: String, value: Fill },
-    Removexattr { file: Place, name: String },
+    Open {
+        file: Place,
+        flags: c_int,
+        mode: u32,
+        slot: usize,
+    },
+    Tmpfile {
+        dir: Place,
+        slot: usize,
+    },
+    /// With `close_range` if `range`.
+    Close {
+        slot: usize,
+        range: bool,
+    },
+    Dup {
+        from: usize,
+        to: usize,
+    },
+    Dup2 {
+        from: usize,
+        to: usize,
+    },
+    Write {
+        slot: usize,
+        data: Fill,
+        vector: bool,
+    },
+    Pwrite {
+        slot: usize,
+        data: Fill,
+        at: i64,
+        vector: bool,
+    },
+    Append {
+        slot: usize,
+        data: Fill,
+    },
+    /// From memory, to a place and of a length that direct I/O takes.
+    Direct {
+        slot: usize,
+        data: Fill,
+        at: i64,
+    },
+    /// From a pipe, to the position or to an offset.
+    Splice {
+        slot: usize,
+        data: Fill,
+        at: Option<i64>,
+    },
+    /// A temporary file beside the name, then renamed to it, and a temporary directory likewise.
+    Mkstemp {
+        file: Place,
+        slot: usize,
+        data: Fill,
+    },
+    Mkdtemp {
+        name: Place,
+    },
+    CopyRange {
+        from: usize,
+        from_at: i64,
+        to: usize,
+        to_at: i64,
+        len: usize,
+    },
+    Sendfile {
+        from: usize,
+        from_at: i64,
+        to: usize,
+        len: usize,
+    },
+    Seek {
+        slot: usize,
+        to: i64,
+    },
+    SetAppend {
+        slot: usize,
+        on: bool,
+    },
+    Ftruncate {
+        slot: usize,
+        len: i64,
+    },
+    Truncate {
+        file: Place,
+        len: i64,
+    },
+    Fallocate {
+        slot: usize,
+        mode: c_int,
+        at: i64,
+        len: i64,
+    },
+    Rename {
+        from: Place,
+        to: Place,
+        flags: u32,
+    },
+    Link {
+        from: Place,
+        to: Place,
+        follow: bool,
+    },
+    LinkOpen {
+        slot: usize,
+        to: Place,
+        by_proc: bool,
+    },
+    Symlink {
+        target: String,
+        name: Place,
+    },
+    Unlink {
+        name: Place,
+    },
+    Rmdir {
+        name: Place,
+    },
+    Mkdir {
+        name: Place,
+        mode: u32,
+    },
+    Mkfifo {
+        name: Place,
+        mode: u32,
+    },
+    Device {
+        name: Place,
+        mode: u32,
+        device: u64,
+    },
+    Chmod {
+        file: Place,
+        mode: u32,
+    },
+    Fchmod {
+        slot: usize,
+        mode: u32,
+    },
+    Chown {
+        file: Place,
+        uid: u32,
+        gid: u32,
+        follow: bool,
+    },
+    Fchown {
+        slot: usize,
+        uid: u32,
+        gid: u32,
+    },
+    Utimens {
+        file: Place,
+        mtime: i64,
+        follow: bool,
+    },
+    Futimens {
+        slot: usize,
+        mtime: i64,
+    },
+    Setxattr {
+        file: Place,
+        name: String,
+        value: Fill,
+    },
+    Fsetxattr {
+        slot: usize,
+        name: String,
+        value: Fill,
+    },
+    Removexattr {
+        file: Place,
+        name: String,
+    },
 }
 
 /// Bytes that tell which operation wrote them and where in it they stood. Some are zeros.
@@ -156,6 +297,10 @@ impl Shape {
         } else {
             flags &= !libc::O_EXCL;
         }
+        if self.exotic && rng.one_in(8) {
+            // A direct write that fails may have written a part, which no log would hold.
+            flags |= libc::O_DIRECT;
+        }
         Op::Open {
             file: self.file(rng),
             flags,
@@ -179,12 +324,16 @@ impl Shape {
         }
         match rng.below(100) {
             0..20 => self.open(rng),
-            20..23 => Op::Tmpfile { dir: self.place(rng, true), slot },
-            23..28 => Op::Close { slot },
+            20..22 => Op::Tmpfile { dir: self.place(rng, true), slot },
+            // Their random names are in no log.
+            22..24 if self.exotic => Op::Mkstemp { file: self.file(rng), slot, data },
+            22..28 => Op::Close { slot, range: rng.one_in(3) },
             28..30 => Op::Dup { from: slot, to: other },
             30..32 => Op::Dup2 { from: slot, to: other },
-            32..45 => Op::Write { slot, data, vector: rng.one_in(3) },
-            45..65 => Op::Pwrite { slot, data, at, vector: rng.one_in(3) },
+            32..43 => Op::Write { slot, data, vector: rng.one_in(3) },
+            43..46 => Op::Splice { slot, data, at: rng.one_in(2).then_some(at) },
+            46..53 => Op::Direct { slot, data: Fill { id, len: (1 + len / 4096) * 4096 }, at: at & !4095 },
+            53..65 => Op::Pwrite { slot, data, at, vector: rng.one_in(3) },
             65..70 => Op::Append { slot, data },
             70..73 => Op::CopyRange {
                 from: slot,
@@ -236,6 +385,7 @@ impl Shape {
     fn name_op(&self, rng: &mut Rng) -> Op {
         let mode = *rng.pick(&[0o755, 0o700, 0o711]);
         match rng.below(100) {
+            0..2 if self.exotic => Op::Mkdtemp { name: self.place(rng, true) },
             0..12 => Op::Mkdir { name: self.place(rng, true), mode },
             12..17 => Op::Rmdir { name: self.place(rng, true) },
             17..30 => Op::Rename {
@@ -326,6 +476,14 @@ impl Table {
             let _ = calls::close(old);
         }
     }
+
+    fn end(&self, slot: usize, range: bool) -> Ret {
+        match self.0[slot].swap(-1, Ordering::SeqCst) {
+            -1 => Err(libc::EBADF),
+            fd if range => calls::close_range(fd),
+            fd => calls::close(fd),
+        }
+    }
 }
 
 impl Drop for Table {
@@ -389,11 +547,7 @@ pub fn apply(op: &Op, roots: &Roots, table: &Table) -> Ret {
             table.put(*slot, fd as RawFd);
             Ok(fd)
         }
-        Op::Close { slot } => {
-            table.get(*slot)?;
-            table.put(*slot, -1);
-            Ok(0)
-        }
+        Op::Close { slot, range } => table.end(*slot, *range),
         Op::Dup { from, to } => {
             let fd = calls::dup(table.get(*from)?)?;
             table.put(*to, fd as RawFd);
@@ -403,6 +557,8 @@ pub fn apply(op: &Op, roots: &Roots, table: &Table) -> Ret {
         Op::Write { .. }
         | Op::Pwrite { .. }
         | Op::Append { .. }
+        | Op::Direct { .. }
+        | Op::Splice { .. }
         | Op::CopyRange { .. }
         | Op::Sendfile { .. }
         | Op::Seek { .. }
@@ -434,6 +590,8 @@ fn apply_to_data(op: &Op, roots: &Roots, table: &Table) -> Ret {
             write(table.get(*slot)?, &data.bytes(), *at)
         }
         Op::Append { slot, data } => calls::append(table.get(*slot)?, &data.bytes()),
+        Op::Direct { slot, data, at } => calls::pwrite_aligned(table.get(*slot)?, &data.bytes(), *at),
+        Op::Splice { slot, data, at } => calls::splice(&data.bytes(), table.get(*slot)?, *at),
         Op::CopyRange { from, from_at, to, to_at, len } => {
             calls::copy_file_range(table.get(*from)?, *from_at, table.get(*to)?, *to_at, *len)
         }
@@ -471,6 +629,19 @@ fn apply_to_names(op: &Op, roots: &Roots, table: &Table) -> Ret {
         Op::Unlink { name } => calls::unlink(at(&roots.name(name)), 0),
         Op::Rmdir { name } => calls::unlink(at(&roots.name(name)), libc::AT_REMOVEDIR),
         Op::Mkdir { name, mode } => calls::mkdir(at(&roots.name(name)), *mode),
+        Op::Mkstemp { file, slot, data } => {
+            let (fd, made) = calls::mkstemp(&roots.full(file))?;
+            let _ = calls::write(fd, &data.bytes());
+            table.put(*slot, fd);
+            let to = (libc::AT_FDCWD, roots.full(file));
+            let made = (libc::AT_FDCWD, made);
+            calls::rename(at(&made), at(&to), 0).or_else(|_| calls::unlink(at(&made), 0))
+        }
+        Op::Mkdtemp { name } => {
+            let made = (libc::AT_FDCWD, calls::mkdtemp(&roots.full(name))?);
+            let to = (libc::AT_FDCWD, roots.full(name));
+            calls::rename(at(&made), at(&to), 0).or_else(|_| calls::unlink(at(&made), libc::AT_REMOVEDIR))
+        }
         Op::Mkfifo { name, mode } => calls::mknod(at(&roots.name(name)), libc::S_IFIFO | mode, 0),
         Op::Device { name, mode, device } => calls::mknod(at(&roots.name(name)), *mode, *device),
         _ => unreachable!("not on names: {op:?}"),
@@ -515,6 +686,8 @@ impl Op {
             | Op::Write { slot, .. }
             | Op::Pwrite { slot, .. }
             | Op::Append { slot, .. }
+            | Op::Direct { slot, .. }
+            | Op::Splice { slot, .. }
             | Op::Ftruncate { slot, .. }
             | Op::Fallocate { slot, .. } => vec![Touched::Slot(*slot)],
             Op::CopyRange { to, .. } | Op::Sendfile { to, .. } => vec![Touched::Slot(*to)],
