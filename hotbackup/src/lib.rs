@@ -97,3 +97,9 @@ pub use session::{Session, SessionHandle, current};
 pub use throttle::Throttle;
 #[cfg(not(loom))]
 pub use verify::{Difference, Verification, verify, verify_with};
+
+/// The examples of the two pages that show this crate to the world.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../README.md")]
+struct Examples;

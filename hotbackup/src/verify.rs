@@ -44,6 +44,7 @@ impl fmt::Display for Difference {
 
 /// What a verification looked at, and what it found.
 #[derive(Clone, Debug, Default)]
+#[must_use = "a damaged backup is no error: ask is_ok"]
 #[non_exhaustive]
 pub struct Verification {
     /// The instant that the backup shows, in UTC, as RFC 3339 writes it.

@@ -23,9 +23,9 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", value_parser = throttle)]
     pub throttle: Option<u64>,
 
-    /// How large a new database is made
-    #[arg(long, value_name = "BYTES", value_parser = size, default_value = "300M")]
-    pub size: u64,
+    /// How large a new database is made [default: 300M]
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub size: Option<u64>,
 
     /// How many connections move money at once, 1 to 64
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64), default_value_t = 4)]
@@ -39,6 +39,9 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
 }
+
+/// How large a new database is made if nobody says.
+pub const DEFAULT_SIZE: u64 = 300 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -176,7 +179,7 @@ mod tests {
         let args =
             Args::try_parse_from(["x", "--throttle", "64M", "--mode", "wal", "--writers", "8", "--json"]);
         let args = args.expect("parsed");
-        assert_eq!((args.throttle, args.size, args.writers), (Some(64 << 20), 300 << 20, 8));
+        assert_eq!((args.throttle, args.size, args.writers), (Some(64 << 20), None, 8));
         assert_eq!(args.mode.each(), [Mode::Wal]);
         assert!(args.json);
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::args::Mode;
+use crate::args::{DEFAULT_SIZE, Mode};
 use crate::problem::Problem;
 
 /// What every account begins with.
@@ -86,21 +86,23 @@ impl Bank {
         Ok(())
     }
 
-    /// Opens the database at `path`; makes it with about `size` bytes if there is none.
-    pub fn open_or_make(path: &Path, size: u64) -> Result<Bank, Problem> {
+    /// Opens the database at `path`; makes it if there is none. With a `size` it has to be one that was made with about so
+    /// many bytes.
+    pub fn open_or_make(path: &Path, size: Option<u64>) -> Result<Bank, Problem> {
         let begun = Instant::now();
         let is_new = !path.exists();
         if is_new {
             fs::create_dir_all(directory_of(path))
                 .map_err(|e| Problem::bad("create the directory", directory_of(path), e))?;
-            make(path, size).map_err(|reason| Problem::failed("make the database", path, reason))?;
+            make(path, size.unwrap_or(DEFAULT_SIZE))
+                .map_err(|reason| Problem::failed("make the database", path, reason))?;
         }
         let made_in = is_new.then(|| begun.elapsed());
         let unusable = |e| Problem::failed("read the database", path, e);
         let connection = connect(path).map_err(unusable)?;
         let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
         let made_with = number("SELECT size FROM made").map_err(unusable)?;
-        if u64::try_from(made_with) != Ok(size) {
+        if size.is_some_and(|size| u64::try_from(made_with) != Ok(size)) {
             let reason = format!("it was made with --size {made_with}, which cannot be changed");
             return Err(Problem::bad("use the database", path, reason));
         }
@@ -220,13 +222,13 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("new/bank.db");
         Bank::check(&path).expect("usable");
-        let made = Bank::open_or_make(&path, 1 << 20).expect("made");
+        let made = Bank::open_or_make(&path, Some(1 << 20)).expect("made");
         assert!(made.made_in.is_some());
         assert!(made.bytes > 900_000 && made.bytes < 1_200_000, "{}", made.bytes);
         Bank::check(&path).expect("usable still");
-        let opened = Bank::open_or_make(&path, 1 << 20).expect("opened");
+        let opened = Bank::open_or_make(&path, Some(1 << 20)).expect("opened");
         assert_eq!((opened.accounts, opened.made_in), (made.accounts, None));
-        let error = Bank::open_or_make(&path, 2 << 20).expect_err("another size");
+        let error = Bank::open_or_make(&path, Some(2 << 20)).expect_err("another size");
         assert_eq!(error.status(), 2);
         opened.set_mode(Mode::Wal).expect("set");
         opened.set_mode(Mode::Rollback).expect("set back");

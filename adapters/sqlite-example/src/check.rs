@@ -211,7 +211,7 @@ mod tests {
 
     /// A bank whose tellers rest, the directory it is in, and what they remember.
     fn quiet_bank(place: &Path) -> (Bank, SystemTime, Vec<Transfer>) {
-        let bank = Bank::open_or_make(&place.join("live/bank.db"), 1 << 20).expect("made");
+        let bank = Bank::open_or_make(&place.join("live/bank.db"), Some(1 << 20)).expect("made");
         bank.set_mode(Mode::Wal).expect("set");
         let tellers = Tellers::start(&bank, 2).expect("started");
         std::thread::sleep(Duration::from_millis(200));

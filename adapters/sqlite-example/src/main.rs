@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::json;
 
-use crate::args::Args;
+use crate::args::{Args, DEFAULT_SIZE};
 use crate::bank::Bank;
 use crate::problem::Problem;
 use crate::run::Outcome;
@@ -43,7 +43,8 @@ fn main() -> ExitCode {
 /// True if every backup is right.
 fn story(args: &Args, show: Show) -> Result<bool, Problem> {
     let place = args::default_place();
-    let default_database = || place.join(format!("database-{}", args.size)).join("bank.db");
+    let default_database =
+        || place.join(format!("database-{}", args.size.unwrap_or(DEFAULT_SIZE))).join("bank.db");
     let database = absolute(args.database.clone().unwrap_or_else(default_database))?;
     let to = absolute(args.to.clone().unwrap_or(place))?;
     Bank::check(&database)?;
@@ -53,7 +54,8 @@ fn story(args: &Args, show: Show) -> Result<bool, Problem> {
     show.line("A live SQLite database, backed up while it is written to\n");
     let is_new = !database.exists();
     if is_new {
-        show.item("database", format_args!("making {} ({}) ...", short(&database), bytes(args.size)));
+        let size = bytes(args.size.unwrap_or(DEFAULT_SIZE));
+        show.item("database", format_args!("making {} ({size}) ...", short(&database)));
     }
     let bank = Bank::open_or_make(&database, args.size)?;
     show.item("database", short(&bank.path));
@@ -66,7 +68,7 @@ fn story(args: &Args, show: Show) -> Result<bool, Problem> {
         outcomes.push(run::run(args, &bank, mode, &to, show)?);
     }
     let ok = outcomes.iter().all(Outcome::ok);
-    next_steps(&bank, &outcomes, show);
+    next_steps(args, &bank, &outcomes, show);
     show.json(&json!({
         "ok": ok,
         "database": bank.path,
@@ -84,7 +86,7 @@ fn absolute(path: PathBuf) -> Result<PathBuf, Problem> {
 }
 
 /// Commands that work, for who wants to see more.
-fn next_steps(bank: &Bank, outcomes: &[Outcome], show: Show) {
+fn next_steps(args: &Args, bank: &Bank, outcomes: &[Outcome], show: Show) {
     let Some(good) = outcomes.iter().find(|outcome| outcome.ok()) else {
         return;
     };
@@ -100,10 +102,20 @@ fn next_steps(bank: &Bank, outcomes: &[Outcome], show: Show) {
         show.line(format_args!("    sqlite3 -cmd '.timeout 10000' {} '{sql}'", quoted(&bank.path)));
     }
     show.line("  Copy slowly, and see that the transfers go on all the while:");
-    show.line("    cargo run --release -p sqlite-example -- --mode wal --throttle 64M");
+    let same = same_place(args);
+    show.line(format_args!("    cargo run --release -p sqlite-example -- --mode wal --throttle 64M{same}"));
     show.line("  Remove the backups:");
     let backups: Vec<String> = outcomes.iter().map(|outcome| quoted(&outcome.backup)).collect();
     show.line(format_args!("    rm -r {}", backups.join(" ")));
+}
+
+/// The options that say which database is backed up, and where to.
+fn same_place(args: &Args) -> String {
+    let path = |name: &str, path: &Option<PathBuf>| {
+        path.as_ref().map(|path| format!(" --{name} {}", quoted(path))).unwrap_or_default()
+    };
+    let size = args.size.map(|size| format!(" --size {size}")).unwrap_or_default();
+    path("database", &args.database) + &path("to", &args.to) + &size
 }
 
 fn has_sqlite_shell() -> bool {

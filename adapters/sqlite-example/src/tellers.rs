@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn tellers_keep_the_books() {
         let place = tempfile::tempdir().expect("a directory");
-        let bank = Bank::open_or_make(&place.path().join("bank.db"), 1 << 20).expect("made");
+        let bank = Bank::open_or_make(&place.path().join("bank.db"), Some(1 << 20)).expect("made");
         bank.set_mode(crate::args::Mode::Wal).expect("set");
         let mut tellers = Tellers::start(&bank, 3).expect("started");
         std::thread::sleep(Duration::from_millis(300));

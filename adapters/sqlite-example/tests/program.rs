@@ -3,6 +3,7 @@
 //! Method: the built program runs on a small database in a directory of its own. For the writer from outside, this test
 //! process opens the same database and writes beside the program, which cannot capture that.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +67,43 @@ fn people_get_a_story() {
     for part in ["before", "during the backup", "after", "frozen for", "integrity_check", "What to try next"]
     {
         assert!(story.contains(part), "no {part:?} in {story}");
+    }
+    let again = "--mode wal --throttle 64M --database live/bank.db --to backups --size 4194304\n";
+    assert!(story.contains(again), "no {again:?} in {story}");
+}
+
+/// Its size is nothing that one has to remember; another one is refused.
+#[test]
+fn a_database_that_is_there_is_used_whatever_its_size() {
+    let place = tempfile::tempdir().expect("a directory");
+    let same = &SMALL[..4];
+    for (args, status) in
+        [(&["--size", "2M"][..], 0), (&[], 0), (&["--size", "2M"], 0), (&["--size", "3M"], 2)]
+    {
+        let output = program(place.path(), &[same, &["--mode", "wal"], args].concat());
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
+        assert_eq!(said.contains("was made with --size 2097152"), status == 2, "{said}");
+    }
+}
+
+/// On a terminal, which script(1) makes, there is a bar for the copying.
+#[test]
+fn a_terminal_gets_a_bar() {
+    let place = tempfile::tempdir().expect("a directory");
+    let args = SMALL.join(" ") + " --mode wal --throttle 16M";
+    let command = format!("{} {args}", env!("CARGO_BIN_EXE_sqlite-example"));
+    let shown = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .current_dir(place.path())
+        .output();
+    let Ok(shown) = shown else {
+        return drop(writeln!(std::io::stderr(), "skipped: there is no script(1)"));
+    };
+    let screen = text(&shown.stdout);
+    assert!(shown.status.success(), "{screen}");
+    for part in ["copying", "=> ", " of ", "/s", "frozen for"] {
+        assert!(screen.contains(part), "no {part:?} in {screen}");
     }
 }
 
