@@ -443,6 +443,9 @@ impl Engine<'_> {
     fn wait_outside(&self, matters: impl Fn(Word) -> bool, since: Instant) -> Result<()> {
         let expired = || since.elapsed() > ARM_PATIENCE || self.control.is_cancelled();
         registry::wait_until_outside(matters, expired).map_err(|inside| {
+            if self.control.is_cancelled() {
+                return Error::Cancelled;
+            }
             let what = match (inside.word.as_descriptor(), inside.word.as_path()) {
                 (Some(fd), _) => format!("descriptor {fd}"),
                 (_, Some(_)) => "a path".to_owned(),

@@ -200,9 +200,19 @@ impl<'a> Session<'a> {
             Error::io(Op::StartThread, "the backup", e)
         })?;
         let mut session = Session { control, wishes, requests, answers: Some(answers), lead: Some(lead) };
-        match session.requests.recv() {
-            Ok(Request::Armed) => Ok(session),
-            _ => Err(session.join().err().unwrap_or(Error::Cancelled)),
+        loop {
+            match session.requests.recv_timeout(TICK) {
+                Ok(Request::Armed) => return Ok(session),
+                Err(RecvTimeoutError::Timeout) => session.tell(),
+                _ => return Err(session.join().err().unwrap_or(Error::Cancelled)),
+            }
+        }
+    }
+
+    /// Tells the progress callback where the session stands, and cancels it if that is what it wants.
+    fn tell(&mut self) {
+        if !self.control.is_cancelled() && tell(&self.control, &mut self.wishes).is_err() {
+            self.control.cancelled.store(true, Ordering::Relaxed);
         }
     }
 
@@ -217,9 +227,7 @@ impl<'a> Session<'a> {
     /// What stood in the way. The destination is then marked as incomplete, and the program goes on as if nothing had
     /// been.
     pub fn finish(mut self) -> Result<Report> {
-        if tell(&self.control, &mut self.wishes).is_err() {
-            self.control.cancelled.store(true, Ordering::Relaxed);
-        }
+        self.tell();
         self.answer(true);
         loop {
             match self.requests.recv_timeout(TICK) {
@@ -243,9 +251,7 @@ impl<'a> Session<'a> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if !self.control.is_cancelled() && tell(&self.control, &mut self.wishes).is_err() {
-                self.control.cancelled.store(true, Ordering::Relaxed);
-            }
+            self.tell();
         }
         let outcome = self.join();
         if outcome.is_ok() {

@@ -58,7 +58,10 @@ impl Place {
     /// What lies in the scratch directory, without what is below the destination.
     fn outside(&self) -> Tree {
         let mut tree = Tree::read(self.scratch.path()).expect("the scratch directory can be read");
-        tree.names.retain(|name, _| !name.starts_with("destination"));
+        // Writers beside the session write to files of their own, which makes those and nothing else differ.
+        // The scratch directory itself has another time when the destination is taken away.
+        tree.names
+            .retain(|name, _| !name.is_empty() && !name.starts_with("destination") && name != "source/hot");
         tree
     }
 
@@ -228,7 +231,7 @@ fn a_full_destination_fails_the_backup_and_no_write() {
     }
     let _mounted = Mounted::new(&place.destination, "size=2m");
     let writer = Writer::open(&place.source.join("hot"));
-    let error = writer.beside(|| run(place.backup()).expect_err("3 MiB do not fit"));
+    let error = writer.beside(|| place.fails(place.backup()));
     assert_eq!(error.errno(), libc::ENOSPC, "{error}");
     names(&error, &place.destination);
 }
@@ -245,13 +248,13 @@ fn a_destination_that_fills_up_meanwhile_fails_the_backup_and_no_write() {
     let writer = Writer::open(&place.source.join("hot"));
     let source = place.source.clone();
     let error = writer.beside(|| {
+        let growing = Writer::open(&source.join("hot"));
         let backup = place.backup().before_cut(|| {
-            let growing = Writer::open(&source.join("growing"));
             for at in 0..100 {
                 assert_eq!(calls::pwrite(growing.fd, &[1; 65536], at << 16), Ok(65536));
             }
         });
-        run(backup).expect_err("6 MiB more do not fit")
+        place.fails(backup)
     });
     assert_eq!(error.errno(), libc::ENOSPC, "{error}");
     names(&error, &place.destination);
@@ -269,14 +272,14 @@ fn a_source_that_grows_while_converging_leaves_the_reserve_alone() {
     let _mounted = Mounted::new(&place.destination, "size=256m");
     let keep = 128 << 20;
     let source = place.source.clone();
+    let growing = Writer::open(&source.join("hot"));
     let backup = place.backup().keep_free(KeepFree::Bytes(keep)).before_cut(|| {
-        let growing = Writer::open(&source.join("growing"));
         let block = vec![1; 1 << 20];
         for at in 0..200 {
             assert_eq!(calls::pwrite(growing.fd, &block, at << 20), Ok(1 << 20));
         }
     });
-    let error = run(backup).expect_err("200 MiB more do not fit");
+    let error = place.fails(backup);
     assert_eq!(error.errno(), libc::ENOSPC, "{error}");
     names(&error, &place.destination);
     let left = calls::free_space(&place.destination);
@@ -337,7 +340,8 @@ fn a_read_only_destination_is_named() {
     }
     let mounted = Mounted::new(&place.destination, "size=50m");
     mounted.remount("ro");
-    let error = run(place.backup()).expect_err("nothing can be written there");
+    let writer = Writer::open(&place.source.join("hot"));
+    let error = writer.beside(|| place.fails(place.backup()));
     assert_eq!(error.errno(), libc::EROFS, "{error}");
     names(&error, &place.destination);
 }
@@ -351,9 +355,9 @@ fn a_destination_that_vanishes_fails_the_backup_and_no_write() {
         let writer = Writer::open(&place.source.join("hot"));
         let (destination, away) = (place.destination.clone(), place.scratch.path().join("destination-away"));
         let mut gone = false;
-        let outcome = writer.beside(|| {
+        let error = writer.beside(|| {
             let backup = place.backup().throttle(Throttle::bytes_per_sec(20 << 20));
-            run(backup.on_progress(|progress| {
+            place.fails(backup.on_progress(|progress| {
                 if !gone && progress.phase >= Phase::Copy && progress.bytes_done > 0 {
                     gone = true;
                     match way {
@@ -371,7 +375,6 @@ fn a_destination_that_vanishes_fails_the_backup_and_no_write() {
             }))
         });
         assert!(gone, "{way}: the session never said that it was copying");
-        let error = outcome.map(drop).expect_err(way);
         names(&error, &place.destination);
         place.still_works();
     }
@@ -489,12 +492,17 @@ fn what_may_not_be_read_is_named() {
         open(place.scratch.path()).expect("open to everybody");
         open(&place.destination).expect("open to everybody");
         let secret = place.source.join(name);
+        // Opened before, and written to by whoever may not open it any more.
+        let writer = Writer::open(&place.source.join("hot"));
+        open(&place.source.join("hot")).expect("open to everybody");
         fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).expect("closed to everybody");
-        as_nobody(|| {
-            let error = run(place.backup()).expect_err("it cannot be read");
-            assert_eq!(error.errno(), libc::EACCES, "{name}: {error}");
-            // The root itself may be named by a path with or without its slash.
-            names(&error, Path::new(secret.to_str().expect("ordinary").trim_end_matches('/')));
+        place.untouched(|| {
+            as_nobody(|| {
+                let error = writer.beside(|| run(place.backup()).expect_err("it cannot be read"));
+                assert_eq!(error.errno(), libc::EACCES, "{name}: {error}");
+                // The root itself may be named by a path with or without its slash.
+                names(&error, Path::new(secret.to_str().expect("ordinary").trim_end_matches('/')));
+            });
         });
     }
 }
@@ -611,6 +619,43 @@ fn a_session_is_cancelled_from_any_side() {
         assert!(hotbackup::current().is_none(), "{way}: a session is left over");
         place.still_works();
     }
+}
+
+/// A call that was under way may hold up the beginning for ten seconds; meanwhile the caller is told, and may have enough.
+#[test]
+fn a_session_is_cancelled_while_it_waits_for_a_call_under_way() {
+    let _alone = common::alone();
+    let place = Place::new("cancel arming");
+    let writer = Writer::open(&place.source.join("hot"));
+    let (inside, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let begun = std::time::Instant::now();
+    let mut told = 0;
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            around(Change::WriteAt { fd: writer.fd, at: 0 }, || {
+                inside.store(true, Ordering::Relaxed);
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                0
+            })
+        });
+        while !inside.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        let backup = place.backup().on_progress(|progress| {
+            assert_eq!(progress.phase, Phase::Prepare);
+            told += 1;
+            if told < 4 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let outcome = backup.start().map(drop);
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    });
+    assert!(matches!(outcome, Err(Error::Cancelled)), "{outcome:?}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "cancelled after {:?}", begun.elapsed());
+    assert!(is_empty(&place.destination), "something was left in the destination");
+    place.still_works();
 }
 
 #[test]

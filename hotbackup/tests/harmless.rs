@@ -207,18 +207,56 @@ fn descriptors_directory_and_masks_stay_as_they_are() {
     }
 }
 
+/// How many threads write at once.
+const CROWD: usize = 1000;
+
+/// Each thread has a file and a counter of its own, and no lock orders them: every file of the copy holds what its thread had
+/// written at the cut, from the first record to the last.
 #[test]
-fn three_hundred_writing_threads_lose_nothing() {
+fn a_thousand_writing_threads_lose_nothing() {
     let _alone = common::alone();
     let place = Place::new("threads");
-    let targets = targets(&place.source, 40);
-    while_writing(&targets, 300, || {
-        for _ in 0..5 {
-            let destination = place.destination();
-            run(place.backup(&destination));
-            is_of_one_instant(&destination, 40);
+    let old = calls::limit(libc::RLIMIT_NOFILE, None);
+    calls::limit(libc::RLIMIT_NOFILE, Some(old.max(2 * CROWD as u64)));
+    let targets = targets(&place.source, CROWD);
+    let written: Vec<AtomicU64> = (0..CROWD).map(|_| AtomicU64::new(0)).collect();
+    let counts = || -> Vec<u64> { written.iter().map(|count| count.load(Ordering::SeqCst)).collect() };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (target, count) in targets.iter().zip(&written) {
+            let write = || {
+                while !stop.load(Ordering::Relaxed) {
+                    target.put(How::Append, count.load(Ordering::SeqCst) + 1);
+                    count.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            };
+            std::thread::Builder::new().stack_size(1 << 18).spawn_scoped(scope, write).expect("a thread");
         }
+        for _ in 0..3 {
+            let destination = place.destination();
+            let (low, high) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+            let backup = place.backup(&destination);
+            let backup = backup.before_cut(|| *low.lock().expect("no panic") = counts());
+            run(backup.after_cut(|| *high.lock().expect("no panic") = counts()));
+            let (low, high) = (low.into_inner().expect("no panic"), high.into_inner().expect("no panic"));
+            for i in 0..CROWD {
+                let copied = records(&destination.join(format!("records {i}")));
+                assert!(copied.iter().copied().eq(1..=copied.len() as u64), "thread {i}: {copied:?}");
+                // The next one may be in its file and not counted yet.
+                let window = low[i]..=high[i] + 1;
+                assert!(
+                    window.contains(&(copied.len() as u64)),
+                    "thread {i}: {} of {window:?}",
+                    copied.len()
+                );
+            }
+            fs::remove_dir_all(destination).expect("the copy goes");
+        }
+        stop.store(true, Ordering::Relaxed);
     });
+    drop(targets);
+    calls::limit(libc::RLIMIT_NOFILE, Some(old));
 }
 
 /// The way from idle to armed and back, many times, while threads write all along.
@@ -244,13 +282,14 @@ fn no_call_is_lost_while_sessions_come_and_go() {
     });
 }
 
-/// Calls that block on a full pipe, a full socket and a FIFO without a reader; begun before the session and during it.
+/// Calls that block on a full pipe, a full socket, a terminal that nobody reads and a FIFO without a reader; begun before the session and during it.
 #[test]
 fn blocked_calls_hold_nobody_up() {
     let _alone = common::alone();
     let place = Place::new("blocked");
     let (pipe_out, pipe_in) = calls::pipe();
     let (near, far) = calls::sockets();
+    let (screen, terminal) = calls::terminal();
     let fifo = calls::c(place.source.join("fifo").to_str().expect("ordinary"));
     let name = calls::Name { dir: libc::AT_FDCWD, path: &fifo };
     calls::mknod(name, libc::S_IFIFO | 0o600, 0).expect("a FIFO");
@@ -261,10 +300,11 @@ fn blocked_calls_hold_nobody_up() {
             scope.spawn(move || match what {
                 "pipe" => drop(calls::write(pipe_in, full)),
                 "socket" => drop(calls::write(near, full)),
+                "terminal" => drop(calls::write(terminal, full)),
                 _ => drop(calls::open_and_block(fifo).and_then(|fd| calls::close(fd as RawFd))),
             })
         };
-        let blocked: Vec<_> = ["pipe", "socket", "fifo"].map(block).into();
+        let blocked: Vec<_> = ["pipe", "socket", "terminal", "fifo"].map(block).into();
         std::thread::sleep(Duration::from_millis(50));
         for _ in 0..3 {
             let report = place.session();
@@ -273,13 +313,13 @@ fn blocked_calls_hold_nobody_up() {
         let destination = place.destination();
         let mut more = Vec::new();
         let report = run(place.backup(&destination).before_cut(|| {
-            more = ["pipe", "socket", "fifo"].map(block).into();
+            more = ["pipe", "socket", "terminal", "fifo"].map(block).into();
             std::thread::sleep(Duration::from_millis(30));
         }));
         assert_eq!(report.cut_attempts, 1, "a blocked call was waited for: {report:?}");
         assert!(blocked.iter().chain(&more).all(|thread| !thread.is_finished()));
         let _reader = fs::File::open(place.source.join("fifo")).expect("the FIFO opens");
-        for fd in [pipe_out, far] {
+        for fd in [pipe_out, far, screen] {
             scope.spawn(move || calls::drain(fd));
         }
         for thread in blocked.into_iter().chain(more) {
@@ -287,7 +327,9 @@ fn blocked_calls_hold_nobody_up() {
         }
         calls::close(pipe_in).expect("closes");
         calls::close(near).expect("closes");
+        calls::close(terminal).expect("closes");
     });
+    calls::close(screen).expect("closes");
     calls::close(pipe_out).expect("closes");
     calls::close(far).expect("closes");
 }

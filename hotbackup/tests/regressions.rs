@@ -224,6 +224,21 @@ fn a_direct_write_that_is_refused_halfway_is_not_taken_for_nothing() {
     is_copied(&place);
 }
 
+/// It names a program that listens, and nobody listens in a copy.
+#[test]
+fn sockets_are_left_out() {
+    let _alone = common::alone();
+    let place = place("sockets");
+    fs::create_dir(place.source.join("run")).expect("a directory");
+    let listen =
+        |name: &str| std::os::unix::net::UnixListener::bind(place.source.join(name)).expect("a socket");
+    let _before = listen("run/before");
+    let mut meanwhile = None;
+    run(place.backup().before_cut(|| drop(meanwhile.get_or_insert_with(|| listen("meanwhile")))));
+    is_copied(&place);
+    assert!(fs::read_dir(place.destination.join("run")).expect("the copy").next().is_none());
+}
+
 /// How long a freeze may take beside a program that never rests.
 const LONGEST: Duration = Duration::from_millis(100);
 

@@ -540,6 +540,21 @@ pub fn sockets() -> (RawFd, RawFd) {
     (ends[0], ends[1])
 }
 
+/// The two sides of a terminal, the one that a terminal's program has first. Nobody's controlling terminal.
+pub fn terminal() -> (RawFd, RawFd) {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the name goes to a buffer of the length that is said, and is NUL-terminated.
+    unsafe {
+        let near = libc::posix_openpt(flags);
+        assert!(near >= 0 && libc::grantpt(near) == 0 && libc::unlockpt(near) == 0);
+        let mut name = [0; 64];
+        assert_eq!(libc::ptsname_r(near, name.as_mut_ptr(), name.len()), 0);
+        let far = libc::open(name.as_ptr(), flags);
+        assert!(far >= 0);
+        (near, far)
+    }
+}
+
 /// Runs `work` in a forked child, which then ends with status 0, or 1 if `work` panicked.
 pub fn fork(work: impl FnOnce()) -> libc::pid_t {
     // SAFETY: the child runs on with this thread alone and ends in here.

@@ -58,24 +58,27 @@ pub struct Compare {
 impl Tree {
     /// Reads the tree at `root`. Sockets are left out, as they are by a backup.
     pub fn read(root: &Path) -> io::Result<Tree> {
+        let mut tree = Tree::read_all(root)?;
+        tree.names.retain(|_, &mut node| tree.nodes[node].kind != Kind::Socket);
+        Ok(tree)
+    }
+
+    /// Reads a destination: its manifest does not count. A socket there would be one too many.
+    pub fn read_destination(root: &Path) -> io::Result<Tree> {
+        let mut tree = Tree::read_all(root)?;
+        tree.names.remove("hotbackup-manifest.json");
+        Ok(tree)
+    }
+
+    fn read_all(root: &Path) -> io::Result<Tree> {
         let mut tree = Tree::default();
         let mut seen = HashMap::new();
         tree.add(root, String::new(), &mut seen)?;
         Ok(tree)
     }
 
-    /// Reads a destination: its manifest does not count.
-    pub fn read_destination(root: &Path) -> io::Result<Tree> {
-        let mut tree = Tree::read(root)?;
-        tree.names.remove("hotbackup-manifest.json");
-        Ok(tree)
-    }
-
     fn add(&mut self, path: &Path, name: String, seen: &mut HashMap<(u64, u64), usize>) -> io::Result<()> {
         let found = fs::symlink_metadata(path)?;
-        if found.file_type().is_socket() {
-            return Ok(());
-        }
         let id = (found.dev(), found.ino());
         let number = match seen.get(&id) {
             Some(&number) => number,
