@@ -3,7 +3,7 @@
  *   HOTBACKUP_DRIVER_SOURCE=... HOTBACKUP_DRIVER_DESTINATIONS=... LD_PRELOAD="libHotBackup.so driver.so" program
  *
  * It makes backups into DESTINATIONS/0, DESTINATIONS/1 ... while the program runs, and a last one when it has returned
- * from main. Each that succeeded leaves a file DESTINATIONS/N.ok, each that failed its error in DESTINATIONS/N.error. */
+ * from main. Those while it runs have their cut when HOTBACKUP_DRIVER_BEGUN exists, if the program gets so far. Each that succeeded leaves a file DESTINATIONS/N.ok, each that failed its error in DESTINATIONS/N.error. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -21,13 +21,19 @@
 static pthread_t thread;
 static atomic_bool stop;
 static pid_t owner;
-static char *source, *destinations;
+static char *source, *destinations, *begun;
 
 static void note(int number, const char *suffix, const char *text) {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/%d.%s", destinations, number, suffix);
     int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (fd >= 0 && write(fd, text, strlen(text)) >= 0) close(fd);
+}
+
+/* A backup of nothing would show nothing. */
+static void wait_until_begun(void *unused) {
+    (void)unused;
+    while (begun && !stop && access(begun, F_OK) != 0) usleep(100);
 }
 
 static void make_backup(int number) {
@@ -44,6 +50,7 @@ static void make_backup(int number) {
     options.pairs = &pair;
     options.pair_count = 1;
     options.keep_free = 0;
+    options.before_cut = wait_until_begun;
     options.max_stall_ms = 20000;
     hotbackup_status status = backup(&options, NULL);
     note(number, status == HOTBACKUP_STATUS_OK ? "ok" : "error", status == HOTBACKUP_STATUS_OK ? "" : last_error());
@@ -61,6 +68,7 @@ static void *make_backups(void *unused) {
 __attribute__((constructor)) static void begin(void) {
     source = getenv("HOTBACKUP_DRIVER_SOURCE");
     destinations = getenv("HOTBACKUP_DRIVER_DESTINATIONS");
+    begun = getenv("HOTBACKUP_DRIVER_BEGUN");
     /* The programs that the program starts are not ours. */
     unsetenv("LD_PRELOAD");
     owner = getpid();
