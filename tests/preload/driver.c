@@ -3,7 +3,10 @@
  *   HOTBACKUP_DRIVER_SOURCE=... HOTBACKUP_DRIVER_DESTINATIONS=... LD_PRELOAD="libHotBackup.so driver.so" program
  *
  * It makes backups into DESTINATIONS/0, DESTINATIONS/1 ... while the program runs, and a last one when it has returned
- * from main. Those while it runs have their cut when HOTBACKUP_DRIVER_BEGUN exists, if the program gets so far. Each that succeeded leaves a file DESTINATIONS/N.ok, each that failed its error in DESTINATIONS/N.error. */
+ * from main. Those while it runs have their cut when HOTBACKUP_DRIVER_BEGUN exists, if the program gets so far. With
+ * HOTBACKUP_DRIVER_BACKUPS=COUNT it makes so many and no last one, each HOTBACKUP_DRIVER_PAUSE milliseconds (1) behind the one
+ * before; so the program can end when it likes. Each that succeeded leaves a file DESTINATIONS/N.ok, each that failed its error in
+ * DESTINATIONS/N.error. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -22,6 +25,7 @@ static pthread_t thread;
 static atomic_bool stop;
 static pid_t owner;
 static char *source, *destinations, *begun;
+static int count, pause_ms;
 
 static void note(int number, const char *suffix, const char *text) {
     char path[PATH_MAX];
@@ -56,19 +60,32 @@ static void make_backup(int number) {
     note(number, status == HOTBACKUP_STATUS_OK ? "ok" : "error", status == HOTBACKUP_STATUS_OK ? "" : last_error());
 }
 
+static int number_in(const char *variable, int otherwise) {
+    const char *text = getenv(variable);
+    return text ? atoi(text) : otherwise;
+}
+
 static void *make_backups(void *unused) {
     (void)unused;
-    for (int number = 0; !stop; number++) {
+    for (int number = 0; !stop && number < count; number++) {
+        usleep((useconds_t)pause_ms * 1000);
         make_backup(number);
-        usleep(1000);
     }
     return NULL;
 }
 
+/* What the environment says of a variable, to keep: programs write their titles over it. */
+static char *text_in(const char *variable) {
+    const char *text = getenv(variable);
+    return text ? strdup(text) : NULL;
+}
+
 __attribute__((constructor)) static void begin(void) {
-    source = getenv("HOTBACKUP_DRIVER_SOURCE");
-    destinations = getenv("HOTBACKUP_DRIVER_DESTINATIONS");
-    begun = getenv("HOTBACKUP_DRIVER_BEGUN");
+    source = text_in("HOTBACKUP_DRIVER_SOURCE");
+    destinations = text_in("HOTBACKUP_DRIVER_DESTINATIONS");
+    begun = text_in("HOTBACKUP_DRIVER_BEGUN");
+    count = number_in("HOTBACKUP_DRIVER_BACKUPS", INT_MAX);
+    pause_ms = number_in("HOTBACKUP_DRIVER_PAUSE", 1);
     /* The programs that the program starts are not ours. */
     unsetenv("LD_PRELOAD");
     owner = getpid();
@@ -76,7 +93,7 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 __attribute__((destructor)) static void end(void) {
-    if (!source || !destinations || getpid() != owner) return;
+    if (!source || !destinations || getpid() != owner || count != INT_MAX) return;
     stop = 1;
     pthread_join(thread, NULL);
     make_backup(999999);
