@@ -285,24 +285,18 @@ static int say(const char *outcome, const char *why) {
     return 0;
 }
 
-/* A freeze that is made long on purpose may be too long. */
-static bool was_missed(bool in_time) {
-    if (moment != FREEZE) return false;
-    return status == HOTBACKUP_STATUS_NO_CUT || (status == HOTBACKUP_STATUS_OK && !in_time && report.unseen_files == 0);
-}
-
 static int judge(bool in_time) {
     char text[8192], *copy = fingerprint(destination);
-    /* A try of the cut may be given up; then the call went on behind that, and was captured before the next one. */
-    bool is_one_of_both = strcmp(copy, at_first) == 0 || strcmp(copy, at_last) == 0;
-    if (moment == FREEZE && changed && status == HOTBACKUP_STATUS_OK && !in_time && report.unseen_files == 0 &&
-        is_one_of_both) {
-        return say("waited", "");
-    }
-    if (was_missed(in_time)) return say("missed", error);
+    bool late = moment == FREEZE && status == HOTBACKUP_STATUS_OK && !in_time && report.unseen_files == 0;
+    bool holds_it = strcmp(copy, at_last) == 0;
+    /* A try of the cut may be given up; then a call that waited went on behind that, and was captured before the next one. */
+    if (late && changed && !warnings[0] && (holds_it || strcmp(copy, at_first) == 0)) return say("waited", "");
+    /* A freeze that is made long on purpose may be too long. */
+    bool no_cut = moment == FREEZE && status == HOTBACKUP_STATUS_NO_CUT;
+    if (no_cut || (late && !holds_it)) return say("missed", error);
     if (status != HOTBACKUP_STATUS_OK) return say("refused", error);
     snprintf(text, sizeof text, "%lu unseen%s%s", (unsigned long)report.unseen_files, warnings[0] ? "; " : "", warnings);
-    if (strcmp(copy, at_last) != 0) {
+    if (!holds_it) {
         fprintf(stderr, "--- source at first\n%s--- source at last\n%s--- copy\n%s", at_first, at_last, copy);
         return say("WRONG", text);
     }
