@@ -234,7 +234,9 @@ fn sockets_are_left_out() {
         |name: &str| std::os::unix::net::UnixListener::bind(place.source.join(name)).expect("a socket");
     let _before = listen("run/before");
     let mut meanwhile = None;
-    run(place.backup().before_cut(|| drop(meanwhile.get_or_insert_with(|| listen("meanwhile")))));
+    run(place.backup().before_cut(|| {
+        meanwhile.get_or_insert_with(|| listen("meanwhile"));
+    }));
     is_copied(&place);
     assert!(fs::read_dir(place.destination.join("run")).expect("the copy").next().is_none());
 }
