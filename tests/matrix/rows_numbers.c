@@ -173,12 +173,4 @@ ROW(r_write_and_undo, "raw `pwrite64`, then raw `utimensat` back to the time bef
     AT_BOTH(at) CHECK_RAW(RAW_4(SYS_pwrite64, ground.fd, ground.piece, PIECE, at));
     CHECK_RAW(RAW_4(SYS_utimensat, ground.fd, NULL, times, 0));
 }
-static ssize_t raw_pwrite(int fd, const void *bytes, size_t len, off_t at) {
-    return (ssize_t)RAW_4(SYS_pwrite64, fd, bytes, len, at);
-}
-static void begin_slowly(void) { slow_write_begin(raw_pwrite, ground.fd, EARLY); }
-PREPARED(r_slow, "raw `pwrite64` that began a while before, and moved the times then", CALM, begin_slowly) {
-    slow_write_go_on();
-    slow_write_end();
-}
 ROW(r_setxattr, "raw `setxattr`", 0) { CHECK_RAW(RAW_5(SYS_setxattr, ground.target, "user.new", "value", 5, 0)); }
