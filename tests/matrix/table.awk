@@ -32,12 +32,14 @@ FILENAME ~ /results$/ {
         print "|---|---|---|---|---|---|"
     }
     line = "| " $3
-    for (i = 1; i <= count; i++) line = line " | " word(outcome[$1, moments[i]], moments[i])
+    for (i = 1; i <= count; i++) line = line " | " word(outcome[$1, moments[i]], moments[i], outcome[$1, "after"])
     print line " |"
 }
-function word(of, moment) {
+# What is not captured is found untouched by luck as well, if it comes just before its file is read.
+function word(of, moment, after) {
     if (of == "" || of == "unavailable") return "–"
     if (of == "WRONG") return "**not found**"
     if (of == "captured" && moment == "before") return "read"
+    if (of == "captured" && after != "") return after
     return of
 }
