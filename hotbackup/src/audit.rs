@@ -196,6 +196,9 @@ impl Engine<'_> {
     /// Has the inodes that were changed unseen copied again, for the reason that is returned; fails for one that keeps changing.
     /// `None` if the caller takes them as they are.
     pub(crate) fn distrust(&mut self, unseen: &[NodeId], caught: u32) -> Result<Option<String>> {
+        if unseen.is_empty() {
+            return Ok(Some("other processes closed more files than could be told".into()));
+        }
         let generation = WATCH.generation.load(Ordering::SeqCst);
         let not_found = |&id: &NodeId| self.tree.node(id).marks.audited(generation).is_none();
         // A call that hit another inode than it had found has audited the wrong one: the change may be its own. And what
@@ -218,8 +221,9 @@ impl Engine<'_> {
         let by = "calls that are not captured, in this process or another".to_owned();
         let is_copied = |&id: &NodeId| self.tree.node(id).copy == Copy::Done && !self.tree.node(id).missing;
         match self.plan.on_unseen_change {
+            // Not if events were lost that might name more.
             OnUnseenChange::Warn
-                if caught >= PATIENCE && !unseen.is_empty() && unseen.iter().all(is_copied) =>
+                if caught >= PATIENCE && !self.fanotify.overflowed && unseen.iter().all(is_copied) =>
             {
                 unseen.iter().for_each(|&id| self.concede(id));
                 return Ok(None);
@@ -248,12 +252,13 @@ impl Engine<'_> {
         }
     }
 
-    /// Deals with a suspect file that could not be read at rest within the freeze. Fails if the caller wants that.
-    pub(crate) fn give_way(&mut self, id: NodeId, attempts: u32) -> Result<()> {
+    /// Deals with a suspect file that could not be read at rest within the freeze, `unsteady` times by now one was not. Fails if the
+    /// caller wants that.
+    pub(crate) fn give_way(&mut self, id: NodeId, unsteady: u32) -> Result<()> {
         self.note_unseen(id);
         match self.plan.on_unseen_change {
             OnUnseenChange::Fail => Err(self.unsteady(id)),
-            OnUnseenChange::Warn if attempts >= PATIENCE / 2 => {
+            OnUnseenChange::Warn if unsteady >= PATIENCE / 2 => {
                 self.concede(id);
                 Ok(())
             }

@@ -56,7 +56,8 @@ impl Engine<'_> {
     fn cut_until_right(&mut self) -> Result<Cut> {
         let mut little = LITTLE;
         let mut reason = String::new();
-        let mut caught = 0;
+        // Tries behind which a change was found that nobody saw, and in which a file did not keep still.
+        let (mut caught, mut unsteady) = (0, 0);
         for attempts in 1..=ATTEMPTS {
             self.approach(little)?;
             self.enter(Phase::Cut);
@@ -64,14 +65,14 @@ impl Engine<'_> {
                 Ok((instant, freeze)) => {
                     let unseen = self.audit_behind_cut()?;
                     self.look_for_rings()?;
-                    if unseen.is_empty() && !self.fanotify.overflowed {
-                        self.ask_about_new()?;
-                        return Ok(Cut { instant, freeze, attempts });
-                    }
-                    caught += 1;
-                    match self.distrust(&unseen, caught)? {
+                    let is_right = unseen.is_empty() && !self.fanotify.overflowed;
+                    caught += u32::from(!is_right);
+                    match if is_right { None } else { self.distrust(&unseen, caught)? } {
                         Some(why) => reason = why,
-                        None => return Ok(Cut { instant, freeze, attempts }),
+                        None => {
+                            self.ask_about_new()?;
+                            return Ok(Cut { instant, freeze, attempts });
+                        }
                     }
                 }
                 Err(Trouble::Fatal(error)) => return Err(*error),
@@ -83,7 +84,8 @@ impl Engine<'_> {
                     if let Trouble::Unsteady(id) | Trouble::Fault(id, Fault::Interrupted) = trouble
                         && self.tree.node(id).suspect
                     {
-                        self.give_way(id, attempts)?;
+                        unsteady += 1;
+                        self.give_way(id, unsteady)?;
                     }
                     self.give_time(self.held_up).map_err(|t| self.explain(t))?;
                 }

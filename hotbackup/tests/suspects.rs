@@ -9,10 +9,12 @@ use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::mounted::Mounted;
-use common::{Scratch, calls, run};
-use hotbackup::{Backup, KeepFree, Phase, Throttle};
+use common::{Place, Scratch, calls, run};
+use hotbackup::{Backup, KeepFree, OnUnseenChange, Phase, Throttle};
 
 /// Has a shell open `path` for writing, which it does not change, and closes it when the handle is dropped.
 struct Opened(std::process::Child);
@@ -102,5 +104,56 @@ fn from_one_filesystem_to_another() {
     let (memory, disk) = (Scratch::new(true), Scratch::new(false));
     if calls::effective_ids().0 == 0 {
         others_are_named(&memory.dir("source"), &disk.dir("destination"));
+    }
+}
+
+/// A directory that something unseen changes all the while is taken as it is, if the caller wants that. What it wants left out is left
+/// out all the same, also what comes into being at the cut.
+#[test]
+fn what_is_left_out_stays_out_if_an_unsteady_directory_is_taken() {
+    let _alone = common::alone();
+    for _ in 0..4 {
+        let scratch = Scratch::new(true);
+        let place = Place::new(scratch, "unsteady");
+        let busy = place.source.join("busy");
+        fs::create_dir(&busy).expect("a source directory");
+        // So that it takes a while behind the cut until the audit comes to it.
+        for number in 0..2000 {
+            fs::write(place.source.join(format!("still-{number}")), "").expect("a source file");
+        }
+        let stop = AtomicBool::new(false);
+        let report = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in (0_u64..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    let name = busy.join(number.to_string());
+                    calls::unseen(|| fs::write(&name, "x").and_then(|()| fs::remove_file(&name)))
+                        .expect("a file");
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            });
+            scope.spawn(|| {
+                for number in (0_u64..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    let name = place.source.join(format!("left-out-{number}"));
+                    hotbackup::fs::write(&name, "x").expect("a file");
+                    hotbackup::fs::remove_file(&name).expect("the file");
+                }
+            });
+            let is_left_out = |path: &Path| path.to_string_lossy().contains("left-out");
+            let backup = place.backup().on_unseen_change(OnUnseenChange::Warn).exclude_if(is_left_out);
+            let outcome = backup.start().and_then(hotbackup::Session::finish);
+            stop.store(true, Ordering::Relaxed);
+            outcome
+        });
+        let report = report.expect("a backup");
+        let names = fs::read_dir(&place.destination)
+            .expect("the copy")
+            .map(|entry| entry.expect("a name").file_name());
+        let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains("left-out")).collect();
+        assert!(left.is_empty(), "{left:?} after {} tries", report.cut_attempts);
+        assert!(
+            report.warnings.iter().any(|warning| warning.path.as_deref() == Some(busy.as_path())),
+            "{:?}",
+            report.warnings
+        );
     }
 }
