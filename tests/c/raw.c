@@ -104,11 +104,7 @@ static void straddles_the_copy(const char *destination) {
     CHECK(pthread_create(&thread, NULL, provider, NULL) == 0);
     while (!begun) nap_ms(1);
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options;
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.keep_free = 0;
+    hotbackup_options options = options_of(&pair);
     options.on_progress = begin_write;
     CHECK_OK(API(hotbackup_backup)(&options, NULL));
     CHECK(pthread_join(writing, NULL) == 0);
@@ -205,12 +201,8 @@ static void lands_in_the_freeze(const char *destination) {
     CHECK(pthread_create(&threads[0], NULL, pulse, NULL) == 0);
     CHECK(pthread_create(&threads[1], NULL, write_in_the_freeze, NULL) == 0);
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options;
+    hotbackup_options options = options_of(&pair);
     hotbackup_report report = {.size = sizeof report};
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.keep_free = 0;
     options.before_cut = note_quiesced;
     CHECK_OK(API(hotbackup_backup)(&options, &report));
     stop = true;
@@ -231,11 +223,7 @@ static void hidden_by_a_captured_write(const char *destination) {
     fill(in(source, "hidden"), 16 * BLOCK, 'v');
     int fd = open(in(source, "hidden"), O_RDWR);
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options;
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.keep_free = 0;
+    hotbackup_options options = options_of(&pair);
     options.before_cut = write_where_it_cannot_be_told;
     options.user_data = &fd;
     /* So that the file was not changed a moment before it is read. */

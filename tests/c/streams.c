@@ -163,13 +163,8 @@ int main(int argc, char **argv) {
         fill(in(source, name), 4 << 20, 'l');
     }
     hotbackup_pair pair = {argv[1], argv[2]};
-    hotbackup_options options;
+    hotbackup_options options = options_of(&pair);
     hotbackup_session *session;
-    CHECK_OK(API(hotbackup_options_init)(&options, sizeof options));
-    options.pairs = &pair;
-    options.pair_count = 1;
-    options.manifest_place = HOTBACKUP_MANIFEST_NONE;
-    options.keep_free = 0;
     options.on_progress = on_progress;
     options.before_cut = before_cut;
     options.on_warning = tell;
