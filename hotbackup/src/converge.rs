@@ -27,8 +27,8 @@ use crate::sys;
 use crate::sys::mem::PageBuffer;
 use crate::tree::{Copy, NO_NODE, Name, Node, NodeId, Placed};
 
-/// Open files kept for the next time.
-const HELD: usize = 48;
+/// Files kept open for the next time, two descriptors each, at the most.
+const HELD: u64 = 48;
 /// What making a file costs, in bytes that can be copied instead.
 pub(crate) const PER_FILE: u64 = 256 << 10;
 /// How long files that were found are copied before marks are looked at again.
@@ -46,12 +46,14 @@ struct Pair {
 /// The files that were patched last, kept open: the next change is most likely theirs.
 pub(crate) struct Held {
     pairs: Vec<Pair>,
+    most: usize,
     next: usize,
 }
 
 impl Held {
     pub(crate) fn new() -> Held {
-        Held { pairs: Vec::with_capacity(HELD), next: 0 }
+        let most = (sys::raw::most_descriptors() / 16).clamp(2, HELD) as usize;
+        Held { pairs: Vec::with_capacity(most), most, next: 0 }
     }
 
     fn take(&mut self, id: NodeId) -> Option<Pair> {
@@ -60,8 +62,8 @@ impl Held {
     }
 
     fn keep(&mut self, pair: Pair) {
-        if self.pairs.len() == HELD {
-            self.next = (self.next + 1) % HELD;
+        if self.pairs.len() == self.most {
+            self.next = (self.next + 1) % self.most;
             self.pairs[self.next] = pair;
         } else {
             self.pairs.push(pair);

@@ -36,8 +36,8 @@ pub(crate) const PIECE: usize = 1 << 20;
 /// Files above this are copied in chunks by whoever is free.
 pub(crate) const LARGE: u64 = 32 << 20;
 const CHUNK: u64 = 8 << 20;
-/// Files that wait for a copier at the most; the walk waits when there are more.
-const BACKLOG: usize = 192;
+/// Files that wait for a copier at the most; the walk waits when there are more. Each may keep two directories open.
+const BACKLOG: u64 = 192;
 /// How much is written between two looks at the free space.
 const SPACE_CHECK: u64 = 16 << 20;
 /// A digest that is not known: the block is read again from the copy.
@@ -268,6 +268,8 @@ pub(crate) struct Desk {
     came: Condvar,
     /// Work was done, and there is room for more: the conductor waits for it.
     done: Condvar,
+    /// So many files may wait.
+    backlog: usize,
     control: Arc<Control>,
     manner: Manner,
     unchecked: AtomicU64,
@@ -334,6 +336,8 @@ impl Desk {
             work: Mutex::new(Work::default()),
             came: Condvar::new(),
             done: Condvar::new(),
+            // Of the descriptors at most three eighths; with the usual 1,024 these are not fewer files.
+            backlog: (sys::raw::most_descriptors() / 16 * 3).clamp(4, BACKLOG) as usize,
             control,
             manner,
             unchecked: AtomicU64::new(0),
@@ -362,7 +366,7 @@ impl Desk {
 
     /// Hands in a job; false while there is no room for it.
     pub(crate) fn is_full(&self) -> bool {
-        self.work.lock().jobs.len() >= BACKLOG
+        self.work.lock().jobs.len() >= self.backlog
     }
 
     pub(crate) fn hand_in(&self, job: Job) {
@@ -391,7 +395,7 @@ impl Desk {
     /// much is waiting to be copied that more need not be handed in.
     pub(crate) fn collect(&self, wait: Option<std::time::Duration>, into: &mut Vec<(NodeId, Outcome)>) {
         let mut work = self.work.lock();
-        if (work.outcomes.is_empty() || work.jobs.len() > BACKLOG / 2)
+        if (work.outcomes.is_empty() || work.jobs.len() > self.backlog / 2)
             && let Some(time) = wait
         {
             self.done.wait_for(&mut work, time);
@@ -456,7 +460,7 @@ impl Desk {
             }
             let mut work = self.work.lock();
             work.running -= 1;
-            if work.jobs.len() <= BACKLOG / 2 {
+            if work.jobs.len() <= self.backlog / 2 {
                 self.done.notify_one();
             }
         }

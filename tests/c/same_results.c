@@ -9,7 +9,7 @@
 #include "changes.h"
 #include <sys/resource.h>
 
-enum { OPEN_FILES = 10000, FEW = 256, NEEDED = 20 };
+enum { OPEN_FILES = 10000, FEW = 64, NEEDED = 20 };
 static const char *directory;
 static volatile sig_atomic_t next;
 static int unseen_cuts;

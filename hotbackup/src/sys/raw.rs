@@ -171,6 +171,11 @@ pub(crate) fn leave_descriptor_table() -> Result<(), Errno> {
 /// Numbers below this are what libraries take for themselves when a process starts.
 const LOW_DESCRIPTORS: u64 = 256;
 
+/// How many descriptors this process may have; the limit holds for each table that it has.
+pub(crate) fn most_descriptors() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Occupies the low numbers of the calling thread's own, empty descriptor table, at most a quarter of those that the process
 /// may use, with a pipe that nobody else has: reading from it finds nothing, what is written to it goes nowhere.
 ///
@@ -179,8 +184,7 @@ const LOW_DESCRIPTORS: u64 = 256;
 /// close our descriptors in its stead, and use what it gets for them in the host's table too.
 fn occupy_low_descriptors() -> Result<(), Errno> {
     use rustix::fs::{Mode, OFlags, open};
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let count = LOW_DESCRIPTORS.min(limit.map_or(LOW_DESCRIPTORS, |limit| limit / 4));
+    let count = LOW_DESCRIPTORS.min(most_descriptors() / 4);
     let (end, _) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK | rustix::pipe::PipeFlags::CLOEXEC)?;
     let path = ProcPath::new().text("/proc/thread-self/fd/").number(end.as_raw_fd().cast_unsigned());
