@@ -255,15 +255,23 @@ fn wait_for_input(pipe: c_int) -> bool {
     true
 }
 
-/// Reads a value of plain numbers by way of the kernel, because the pointer may be anything. errno stays as it is.
+/// Numbers, of which any bytes are one.
+pub(crate) trait Numbers: Copy + Default {}
+impl Numbers for u8 {}
+impl Numbers for c_int {}
+impl Numbers for u64 {}
+impl Numbers for off64_t {}
+impl<T: Numbers, const N: usize> Numbers for [T; N] where [T; N]: Default {}
+
+/// Reads numbers by way of the kernel, because the pointer may be anything. errno stays as it is.
 #[cold]
-pub(crate) fn peek<T: Copy + Default>(at: *const T) -> Option<T> {
+pub(crate) fn peek<T: Numbers>(at: *const T) -> Option<T> {
     let errno = get_errno();
     let mut value = T::default();
     let size = size_of::<T>();
     let ours = iovec { iov_base: (&raw mut value).cast(), iov_len: size };
     let theirs = iovec { iov_base: at.cast_mut().cast::<c_void>(), iov_len: size };
-    // SAFETY: `ours` is writable for its length, and its type holds any bytes; the kernel checks `theirs` and fails with EFAULT if
+    // SAFETY: `ours` is writable for its length, and any bytes are numbers; the kernel checks `theirs` and fails with EFAULT if
     // it is not readable.
     let read = unsafe { libc::process_vm_readv(libc::getpid(), &ours, 1, &theirs, 1, 0) };
     set_errno(errno);

@@ -1,8 +1,8 @@
 //! The built library, the hook table and the C library agree about names.
 //!
 //! Method: read the names of the table out of `src/hooks.rs`, those of the built library and of the C library with
-//! `nm -D`, those left out on purpose from `left_out.txt`, and those that change no file; then compare in every direction. The original was once
-//! silently wrong for two years because one name was missing from its exports.
+//! `nm -D`, those left out on purpose from `left_out.txt`, and those that change no file from `changes_no_file.txt`; then
+//! compare in every direction. The original was once silently wrong for two years because one name was missing from its exports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -113,7 +113,8 @@ pub(crate) fn enter_ring(
     argument: usize,
     size: usize,
 ) -> Result<u32, Errno> {
-    // SAFETY: what the kernel does to memory then is what the host's requests, and the argument that it gave, say.
+    // SAFETY: the kernel only reads the argument, if it can. What it writes to is what the requests in the ring say, and whoever put
+    // them there has answered for that.
     let done = unsafe { syscall!(Sysno::io_uring_enter, fd, to_submit, least, flags, argument, size) };
     done.map(|count| count as u32).map_err(errno)
 }
