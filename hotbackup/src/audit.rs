@@ -55,12 +55,15 @@ impl Engine<'_> {
         unseen.retain(|&id| !self.tree.node(id).conceded);
         // What is gone without a captured call having taken it was taken unseen. What the listings name and could not
         // be found was so too.
-        unseen.extend(live.iter().filter(|&&id| {
-            let node = self.tree.node(id);
-            let changed = node.marks.audited(generation) != Some(false) && !node.conceded;
-            node.copy != Copy::Done || node.missing || changed
-        }));
+        unseen.extend(live.iter().filter(|&&id| self.has_changed(id, generation)));
         Ok(unseen)
+    }
+
+    /// Whether the audit of the cut `generation` has found an inode changed, or not found it where it ought to be.
+    fn has_changed(&self, id: NodeId, generation: u32) -> bool {
+        let node = self.tree.node(id);
+        let changed = node.marks.audited(generation) != Some(false) && !node.conceded;
+        node.copy != Copy::Done || node.missing || changed
     }
 
     /// All nodes that can be reached from the roots, each once. A directory reached twice is an error.
@@ -212,7 +215,10 @@ impl Engine<'_> {
             if node.is_file() && node.copy == Copy::Done && !std::mem::replace(&mut node.suspect, true) {
                 self.suspects.push(id);
             }
-            self.note_unseen(id);
+            // What was found open for writing elsewhere in the audit, a child's inherited descriptor for one, may not have changed.
+            if self.has_changed(id, generation) {
+                self.note_unseen(id);
+            }
         }
         // Others may only be suspect since the audit.
         let changed = |&&id: &&NodeId| self.tree.node(id).marks.audited(generation) == Some(true);
