@@ -14,6 +14,7 @@
  *   refused    the session failed, and says what could not be followed
  *   waited     (freeze) the call waited, and the copy shows the source before it
  *   missed     (freeze) no freeze was caught
+ *   between    (freeze) the cut came in the middle of the change, and the copy is neither the source before it nor after it
  *   WRONG      the session succeeded, and the copy is another than the source */
 #include "matrix.h"
 
@@ -132,9 +133,15 @@ static void lay_out(const char *directory) {
     memset(ground.piece, 0xa5, PIECE);
 }
 
+/* When the change was over, in nanoseconds since 1970. */
+static uint64_t changed_at;
+
 static void change(void) {
     changed = true;
     row->change();
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    changed_at = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
 /* Captured changes of the same file and directory, behind which the times of an unseen one hide. */
@@ -295,6 +302,11 @@ static int judge(bool in_time) {
     bool no_cut = moment == FREEZE && status == HOTBACKUP_STATUS_NO_CUT;
     if (no_cut || (late && !holds_it)) return say("missed", error);
     if (status != HOTBACKUP_STATUS_OK) return say("refused", error);
+    /* A try may be given up for a change that has begun, and the next one, before it is over, be the cut. */
+    bool is_behind = moment == FREEZE && changed_at > report.cut_unix_ns;
+    if (is_behind && strcmp(copy, at_first) == 0) return say("missed", "it was over behind the cut");
+    /* Of what takes several steps and waits at none of them, some may be in the copy. */
+    if (is_behind && !holds_it) return say("between", "it was over behind the cut");
     snprintf(text, sizeof text, "%lu unseen%s%s", (unsigned long)report.unseen_files, warnings[0] ? "; " : "", warnings);
     if (!holds_it) {
         fprintf(stderr, "--- source at first\n%s--- source at last\n%s--- copy\n%s", at_first, at_last, copy);
