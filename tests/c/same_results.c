@@ -59,17 +59,15 @@ static void run(const char *destination, void (*calls)(void *)) {
     fputs(results, stdout);
 }
 
-static void *write_always(void *unused) {
-    (void)unused;
-    FILE *elsewhere = tmpfile();
-    CHECK(elsewhere);
+static void *write_always(void *elsewhere) {
     for (;;) CHECK(pwrite(fileno(elsewhere), "x", 1, 0) == 1);
 }
 
 static void run_in_child(const char *destination) {
     for (int i = 0; i < 3; i++) {
         pthread_t thread;
-        CHECK(pthread_create(&thread, NULL, write_always, NULL) == 0);
+        FILE *elsewhere = tmpfile();
+        CHECK(elsewhere && pthread_create(&thread, NULL, write_always, elsewhere) == 0);
     }
     nap_ms(20);
     pid_t child = fork();
