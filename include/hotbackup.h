@@ -1,7 +1,7 @@
 // hotbackup: hot backup of any running program's files, one exact instant, without stopping it.
 //
 // How to get in: preload the library (LD_PRELOAD=libHotBackup.so program), or link the program with it, named before
-// the C library (cc program.c -lHotBackup). Loading it with dlopen is too late: sessions are then refused.
+// the C library (cc program.c -lHotBackup), or load it with dlopen into the running program and call hotbackup_attach.
 //
 // Threads: one session at a time per process. Every function may be called from any thread, unless it says otherwise,
 // but not from a signal handler, and not in the child of a fork.
@@ -111,6 +111,18 @@ typedef enum {
   // The session has ended.
   HOTBACKUP_PHASE_DONE = 6,
 } hotbackup_phase;
+
+// How calls of the program reach the library.
+typedef enum {
+  // They do not.
+  HOTBACKUP_WAY_NONE = 0,
+  // The library was preloaded.
+  HOTBACKUP_WAY_PRELOADED = 1,
+  // The program was linked with the library.
+  HOTBACKUP_WAY_LINKED = 2,
+  // hotbackup_attach has led them here.
+  HOTBACKUP_WAY_ATTACHED = 3,
+} hotbackup_way;
 
 // A session: from hotbackup_start to hotbackup_free.
 typedef struct hotbackup_session hotbackup_session;
@@ -226,6 +238,22 @@ typedef struct {
   uint32_t reserved_too;
 } hotbackup_options;
 
+// What hotbackup_attach has found. Set `size` before the call.
+typedef struct {
+  // sizeof(hotbackup_attachment).
+  size_t size;
+  // How calls of the program reach the library now.
+  hotbackup_way way;
+  // Loaded objects with places that lead here; like the following, only counted if this is by hotbackup_attach.
+  uint32_t objects;
+  // Slots of their relocation tables that lead here.
+  uint64_t slots;
+  // Addresses of functions that the program has stored in its objects' data, and that lead here.
+  uint64_t pointers;
+  // How long it took, in nanoseconds.
+  uint64_t took_ns;
+} hotbackup_attachment;
+
 // What a complete backup holds and what it took. Set `size` before the call.
 typedef struct {
   // sizeof(hotbackup_report).
@@ -306,6 +334,28 @@ int hotbackup_last_errno(void);
 // Errors: HOTBACKUP_STATUS_INVALID_ARGUMENT if `options` is NULL or `size` is too small to hold `size` itself.
 hotbackup_status hotbackup_options_init(hotbackup_options *options,
                                         size_t size);
+
+// Has calls of the running program reach the library, if it was loaded with dlopen: no restart, no preload. Every place
+// through which a loaded object calls a hooked function is made to lead here, or none is. `attachment` may be NULL; else
+// its `size` is set. Where calls reach the library already, because it was preloaded, linked or attached, nothing is changed.
+//
+// The program goes on meanwhile. Objects that it loads later are taken care of by every session. The library stays
+// loaded for good.
+//
+// Call it from any thread, but not from a constructor of a library that is just being loaded.
+//
+// Errors: HOTBACKUP_STATUS_HOOK_NOT_LIVE with the object and the function in the text, if some call cannot be led here.
+// Everything is as it was before then.
+hotbackup_status hotbackup_attach(hotbackup_attachment *attachment);
+
+// Undoes hotbackup_attach: calls of the program go straight to the C library again. hotbackup_attach can follow again.
+// Where calls reach the library in another way nothing is changed.
+//
+// From any thread.
+//
+// Errors: HOTBACKUP_STATUS_BUSY while a session runs; HOTBACKUP_STATUS_HOOK_NOT_LIVE if a place could not be changed, and
+// then calls may still reach the library, which does no harm.
+hotbackup_status hotbackup_detach(void);
 
 // Makes one backup and returns when it is complete and on disk, or has failed: hotbackup_start, hotbackup_finish and
 // hotbackup_free in one call. `report` may be NULL; else its `size` is set.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use hotbackup::{SessionHandle, Throttle};
 
 pub use crate::declarations::Status;
-use crate::declarations::{Options, Progress, Report};
+use crate::declarations::{Attachment, Options, Progress, Report};
 use crate::guard::{self, Failure, guard};
 use crate::options::{self, copy_in};
 use crate::reports::copy_out;
@@ -75,6 +75,41 @@ pub extern "C" fn hotbackup_last_errno() -> c_int {
 pub unsafe extern "C" fn hotbackup_options_init(options: *mut Options, size: usize) -> Status {
     // SAFETY: the caller says so.
     guard(|| unsafe { copy_out(&Options::default(), options, size) })
+}
+
+/// Has calls of the running program reach the library, if it was loaded with dlopen: no restart, no preload. Every place
+/// through which a loaded object calls a hooked function is made to lead here, or none is. `attachment` may be NULL; else
+/// its `size` is set. Where calls reach the library already, because it was preloaded, linked or attached, nothing is changed.
+///
+/// The program goes on meanwhile. Objects that it loads later are taken care of by every session. The library stays
+/// loaded for good.
+///
+/// Call it from any thread, but not from a constructor of a library that is just being loaded.
+///
+/// Errors: HOTBACKUP_STATUS_HOOK_NOT_LIVE with the object and the function in the text, if some call cannot be led here.
+/// Everything is as it was before then.
+///
+/// # Safety
+/// `attachment` is NULL or begins with its size and is writable for that many bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_attach(attachment: *mut Attachment) -> Status {
+    guard(|| {
+        let attached = crate::attach::attach()?;
+        // SAFETY: the caller says so.
+        unsafe { attached.fill(attachment) }
+    })
+}
+
+/// Undoes hotbackup_attach: calls of the program go straight to the C library again. hotbackup_attach can follow again.
+/// Where calls reach the library in another way nothing is changed.
+///
+/// From any thread.
+///
+/// Errors: HOTBACKUP_STATUS_BUSY while a session runs; HOTBACKUP_STATUS_HOOK_NOT_LIVE if a place could not be changed, and
+/// then calls may still reach the library, which does no harm.
+#[unsafe(no_mangle)]
+pub extern "C" fn hotbackup_detach() -> Status {
+    guard(|| Ok(crate::attach::detach()?))
 }
 
 /// Makes one backup and returns when it is complete and on disk, or has failed: hotbackup_start, hotbackup_finish and

@@ -1,6 +1,5 @@
 //! What the calls of asynchronous input and output mean to the engine: of libaio, of liburing, of the C library's own, and by number.
 
-use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -95,12 +94,7 @@ const SYS_IO_PGETEVENTS: c_long = 333;
 #[cfg(not(target_arch = "x86_64"))]
 const SYS_IO_PGETEVENTS: c_long = 292;
 
-thread_local! {
-    /// Ring and arguments of the call of libaio's that this thread is inside of.
-    static WITHIN: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
-}
-
-/// A call of libaio's that this thread is inside of: libaio makes the same call by `syscall`, which has nothing more to do then.
+/// A call of libaio's that this thread is inside of, by ring and argument: libaio makes the same call by `syscall`, which has nothing more to do then.
 /// Only `syscall` asks: a call of libaio's that longjmp has left behind must not hide the next one.
 struct Within {
     outer: (usize, usize),
@@ -109,13 +103,13 @@ struct Within {
 impl Within {
     #[inline(always)]
     fn enter(call: (usize, usize)) -> Within {
-        Within { outer: WITHIN.replace(call) }
+        Within { outer: intercept::replace_words(call) }
     }
 }
 
 impl Drop for Within {
     fn drop(&mut self) {
-        WITHIN.set(self.outer);
+        intercept::replace_words(self.outer);
     }
 }
 
@@ -269,7 +263,7 @@ impl Meaning<c_long> for ByNumber {
     #[inline(always)]
     fn pass(self, real: impl FnOnce() -> c_long) -> c_long {
         let [ring, b, c, d, e, f] = self.registers;
-        let is_new = |argument| WITHIN.get() != (ring, argument);
+        let is_new = |argument| intercept::words() != (ring, argument);
         match self.number {
             libc::SYS_io_submit if is_new(c) => Submits { ring, count: b, requests: c }.pass(real),
             libc::SYS_io_getevents | SYS_IO_PGETEVENTS if is_new(d) => Reaps { ring, events: d }.pass(real),

@@ -78,6 +78,38 @@ pub enum Status {
     AsyncWrites = 21,
 }
 
+/// How calls of the program reach the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum Way {
+    /// They do not.
+    None = 0,
+    /// The library was preloaded.
+    Preloaded = 1,
+    /// The program was linked with the library.
+    Linked = 2,
+    /// hotbackup_attach has led them here.
+    Attached = 3,
+}
+
+/// What hotbackup_attach has found. Set `size` before the call.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Attachment {
+    /// sizeof(hotbackup_attachment).
+    pub size: usize,
+    /// How calls of the program reach the library now.
+    pub way: Way,
+    /// Loaded objects with places that lead here; like the following, only counted if this is by hotbackup_attach.
+    pub objects: u32,
+    /// Slots of their relocation tables that lead here.
+    pub slots: u64,
+    /// Addresses of functions that the program has stored in its objects' data, and that lead here.
+    pub pointers: u64,
+    /// How long it took, in nanoseconds.
+    pub took_ns: u64,
+}
+
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

@@ -3,6 +3,7 @@
 //! Everything here trusts the loader: the tables that the dynamic section names are those that it has worked with.
 
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::AtomicUsize;
 
 #[cfg(target_arch = "x86_64")]
 mod kind {
@@ -18,6 +19,7 @@ mod kind {
 }
 
 const DT_NULL: u64 = 0;
+const DT_NEEDED: u64 = 1;
 const DT_PLTRELSZ: u64 = 2;
 const DT_STRTAB: u64 = 5;
 const DT_SYMTAB: u64 = 6;
@@ -65,8 +67,12 @@ pub(crate) enum Use {
 pub(crate) struct Import<'a> {
     pub(crate) name: &'a CStr,
     pub(crate) way: Use,
+    /// Where the address is kept.
+    pub(crate) slot: *const AtomicUsize,
     /// What the slot holds now.
     pub(crate) value: usize,
+    /// The object defines the symbol itself.
+    pub(crate) is_defined: bool,
     /// Where the object has other objects find the function if it does not define it: the entry of its own procedure
     /// linkage table. That is how a program that is not position-independent takes a function's address.
     pub(crate) stand_in: Option<usize>,
@@ -78,6 +84,7 @@ pub(crate) struct Tables {
     symbols: *const Symbol,
     strings: *const c_char,
     soname: Option<u64>,
+    dynamic: *const DynamicEntry,
     /// Begin and length of each relocation table, in entries.
     relocations: [(*const Relocation, usize); 2],
 }
@@ -122,6 +129,7 @@ impl Tables {
             symbols: address(symbols) as *const Symbol,
             strings: address(strings) as *const c_char,
             soname,
+            dynamic,
             relocations: [table(rela, rela_bytes), table(calls, call_bytes)],
         })
     }
@@ -130,6 +138,16 @@ impl Tables {
     pub(crate) fn soname(&self) -> Option<&CStr> {
         // SAFETY: the offset is one into the object's string table, whose strings end with NUL.
         self.soname.map(|at| unsafe { CStr::from_ptr(self.strings.add(at as usize)) })
+    }
+
+    /// The libraries that it asks for.
+    pub(crate) fn needed(&self) -> impl Iterator<Item = &CStr> {
+        // SAFETY: the section ends with DT_NULL.
+        let entries =
+            (0..).map(|at| unsafe { &*self.dynamic.add(at) }).take_while(|entry| entry.tag != DT_NULL);
+        // SAFETY: the value is an offset into the object's string table, whose strings end with NUL.
+        let name = |entry: &DynamicEntry| unsafe { CStr::from_ptr(self.strings.add(entry.value as usize)) };
+        entries.filter(|entry| entry.tag == DT_NEEDED).map(name)
     }
 
     /// Every use of a symbol by name.
@@ -155,14 +173,17 @@ impl Tables {
             return None;
         }
         // SAFETY: the relocation names a symbol of the object's table, and that symbol a string of its string table;
-        // the slot lies in the object's data, which may change at any time and so is read volatile.
+        // the slot lies in the object's memory, which may change at any time (and may be unaligned in code), so it is read
+        // volatile.
         unsafe {
             let symbol = &*self.symbols.add(index);
-            let slot = (self.base + relocation.offset as usize) as *const usize;
+            let slot = (self.base + relocation.offset as usize) as *const AtomicUsize;
             Some(Import {
                 name: CStr::from_ptr(self.strings.add(symbol.name as usize)),
                 way,
-                value: slot.read_volatile(),
+                slot,
+                value: slot.cast::<usize>().read_volatile(),
+                is_defined: symbol.section != 0,
                 stand_in: (symbol.section == 0 && symbol.value != 0)
                     .then(|| self.base + symbol.value as usize),
             })

@@ -1,7 +1,8 @@
 //! libHotBackup: the preload library and C interface of [`hotbackup`].
 //!
 //! `hooks` is the table of replaced libc functions, `meaning` and `asynchronous` say what the unusual ones among them change, `real` finds
-//! the functions that they replace, `live` proves at the start of every session that the hooks are in force. `api` and
+//! the functions that they replace, `live` proves at the start of every session that the hooks are in force. `attach` puts them in force
+//! in a process that runs already (`slots` is where, `settle` waits for calls that began before). `api` and
 //! `tokubackup` are what C programs call; the header `include/hotbackup.h` is generated from them and is their manual.
 #![allow(non_snake_case, reason = "the library is called libHotBackup.so, as the original was")]
 
@@ -10,6 +11,7 @@ compile_error!("the hooks know the spellings and the ABI of 64-bit Linux only");
 
 pub mod api;
 mod asynchronous;
+mod attach;
 mod control;
 pub mod declarations;
 mod elf;
@@ -18,9 +20,12 @@ mod hooks;
 mod live;
 mod meaning;
 mod numbers;
+mod objects;
 mod options;
 mod real;
 mod reports;
 mod scope;
+mod settle;
+mod slots;
 mod streams;
 pub mod tokubackup;

@@ -7,14 +7,16 @@
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_int, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ffi::{CStr, CString};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hotbackup::{Error, Result, intercept};
 
 use crate::asynchronous::look_at_environment;
-use crate::elf::{DynamicEntry, Import, Tables, Use};
+use crate::attach;
+use crate::elf::{Import, Tables, Use};
 use crate::hooks::{TABLE, look_up_all};
+use crate::objects::{self, Excepted, Object, look_up, owner, owner_base, program_header, text};
 use crate::scope::{LinkMap, Namespace, SearchLists};
 
 /// Looks up the real functions and has every session ask for the proof. Further calls do nothing.
@@ -33,13 +35,39 @@ pub(crate) extern "C" fn begin() {
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = begin;
 
-/// Fails with the first object that bypasses a hook.
+/// How many objects had ever been loaded when the last proof was given.
+static PROVED: AtomicU64 = AtomicU64::new(0);
+
+/// Fails with the first object that bypasses a hook. While a session runs, only what was loaded meanwhile can have changed
+/// anything, unless the slots are ours to look after.
 fn prove() -> Result<()> {
+    if attach::is_attached() {
+        return attach::keep();
+    }
+    let added = objects::count_added();
+    if intercept::is_engine() {
+        if PROVED.load(Ordering::Relaxed) == added {
+            return Ok(());
+        }
+        attach::wait_for_loader()?;
+    }
+    in_force()?;
+    PROVED.store(added, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Fails with the first object that bypasses a hook, where the loader itself has bound calls to ours.
+pub(crate) fn in_force() -> Result<()> {
     let mut census = Census::new();
     census.first_in_search_order()?;
-    // SAFETY: `visit` has the type that is asked for and takes the pointer for what it is. The loader holds its list
-    // of objects still meanwhile, so none is unloaded while it is read.
-    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut census).cast()) };
+    objects::for_each(|object| census.visit(object));
+    census.other_namespaces();
+    census.bypass.map_or(Ok(()), |bypass| Err(bypass.into()))
+}
+
+/// Fails with an object that calls a hooked function of another C library than ours.
+pub(crate) fn one_namespace() -> Result<()> {
+    let mut census = Census::new();
     census.other_namespaces();
     census.bypass.map_or(Ok(()), |bypass| Err(bypass.into()))
 }
@@ -78,8 +106,7 @@ struct Census {
     found: Vec<usize>,
     /// Per hook: where the program has others find it instead (see [`Import::stand_in`]).
     stand_in: Vec<Option<usize>>,
-    /// Addresses inside the objects whose own calls are not ours to capture: the C library, the loader, ourselves.
-    excepted: Vec<usize>,
+    excepted: Excepted,
     /// Our own namespace, as the loader describes it.
     space: *const Namespace,
     search_lists: OnceCell<Option<SearchLists>>,
@@ -88,12 +115,11 @@ struct Census {
 
 impl Census {
     fn new() -> Census {
-        let ours = TABLE.first().map_or(0, |hook| hook.ours as usize);
         Census {
             index: TABLE.iter().enumerate().map(|(i, hook)| (hook.name.to_bytes(), i)).collect(),
             found: TABLE.iter().map(|hook| look_up(hook.name)).collect(),
             stand_in: vec![None; TABLE.len()],
-            excepted: vec![ours, look_up(c"gnu_get_libc_version"), look_up(c"__tls_get_addr")],
+            excepted: Excepted::new(),
             space: look_up(c"_r_debug") as *const Namespace,
             search_lists: OnceCell::new(),
             bypass: None,
@@ -115,7 +141,7 @@ impl Census {
                     symbol: text(hook.name),
                     reason: format!(
                         "they reach {} first; name libHotBackup.so first in LD_PRELOAD, or link the program with it \
-                         (loading it with dlopen is too late)",
+                         (in a library that was loaded with dlopen, call hotbackup_attach)",
                         owner(found)
                     ),
                 });
@@ -129,7 +155,19 @@ impl Census {
         owner_base(address) == owner_base(program_header())
     }
 
-    fn check(&mut self, object: &Object<'_>, import: &Import<'_>) {
+    /// Takes one object into account; false when there is no need to see more.
+    fn visit(&mut self, object: &Object<'_>) -> bool {
+        if self.excepted.has(object) {
+            return true;
+        }
+        let is_deep = OnceCell::new();
+        if let Some(tables) = object.tables() {
+            tables.imports().for_each(|import| self.check(object, &is_deep, &import));
+        }
+        self.bypass.is_none()
+    }
+
+    fn check(&mut self, object: &Object<'_>, is_deep: &OnceCell<bool>, import: &Import<'_>) {
         let Some(&i) = self.index.get(import.name.to_bytes()) else {
             return;
         };
@@ -139,7 +177,7 @@ impl Census {
         let hook = &TABLE[i];
         let ours = |address: usize| address == hook.ours as usize || Some(address) == self.stand_in[i];
         let waits = import.way == Use::Call && object.contains(import.value);
-        let is_deep = waits && *object.is_deep.get_or_init(|| self.is_deep(object));
+        let is_deep = waits && *is_deep.get_or_init(|| self.is_deep(object));
         let address = if waits { self.found[i] } else { import.value };
         // The program may have stored what it likes in a variable; only the real function there is a bypass.
         let is_bypass = match import.way {
@@ -207,106 +245,4 @@ impl Census {
             }
         }
     }
-}
-
-/// A loaded object of our own namespace.
-struct Object<'a> {
-    info: &'a libc::dl_phdr_info,
-    is_program: bool,
-    is_deep: OnceCell<bool>,
-}
-
-impl Object<'_> {
-    fn headers(&self) -> &[libc::Elf64_Phdr] {
-        // SAFETY: the loader describes its own table.
-        unsafe { std::slice::from_raw_parts(self.info.dlpi_phdr, self.info.dlpi_phnum.into()) }
-    }
-
-    fn base(&self) -> usize {
-        self.info.dlpi_addr as usize
-    }
-
-    fn contains(&self, address: usize) -> bool {
-        self.headers().iter().filter(|header| header.p_type == libc::PT_LOAD).any(|header| {
-            let begin = self.base() + header.p_vaddr as usize;
-            (begin..begin + header.p_memsz as usize).contains(&address)
-        })
-    }
-
-    fn dynamic(&self) -> Option<*const DynamicEntry> {
-        let header = self.headers().iter().find(|header| header.p_type == libc::PT_DYNAMIC)?;
-        Some((self.base() + header.p_vaddr as usize) as *const DynamicEntry)
-    }
-
-    fn tables(&self) -> Option<Tables> {
-        // SAFETY: the object stays loaded while the loader shows it to us.
-        unsafe { Tables::read(self.base(), self.dynamic()?) }
-    }
-
-    fn name(&self) -> String {
-        if self.is_program {
-            return "the program".into();
-        }
-        // SAFETY: the loader's names end with NUL.
-        text(unsafe { CStr::from_ptr(self.info.dlpi_name) })
-    }
-}
-
-/// Takes one object into account; called by the loader for each.
-unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, census: *mut c_void) -> c_int {
-    // SAFETY: the loader hands us a description, and `prove` its census.
-    let (info, census) = unsafe { (&*info, &mut *census.cast::<Census>()) };
-    let object = Object {
-        info,
-        is_program: std::ptr::addr_eq(info.dlpi_phdr, program_header() as *const libc::Elf64_Phdr),
-        is_deep: OnceCell::new(),
-    };
-    // SAFETY: it reads a number that the kernel gave the process.
-    let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
-    let excepted = census.excepted.iter().any(|&address| object.contains(address));
-    if (vdso != 0 && object.contains(vdso)) || (excepted && !object.is_program) {
-        return 0;
-    }
-    if let Some(tables) = object.tables() {
-        for import in tables.imports() {
-            census.check(&object, &import);
-        }
-    }
-    c_int::from(census.bypass.is_some())
-}
-
-/// Where the program's own headers lie.
-fn program_header() -> usize {
-    // SAFETY: it reads a number that the kernel gave the process.
-    unsafe { libc::getauxval(libc::AT_PHDR) as usize }
-}
-
-/// Where the symbol is found by a search that begins with the program.
-fn look_up(name: &CStr) -> usize {
-    // SAFETY: the name ends with NUL.
-    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) as usize }
-}
-
-fn dladdr(address: usize) -> Option<libc::Dl_info> {
-    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
-    // SAFETY: any address may be asked for; the answer is only read if there is one.
-    unsafe { (libc::dladdr(address as *const c_void, info.as_mut_ptr()) != 0).then(|| info.assume_init()) }
-}
-
-fn owner_base(address: usize) -> Option<usize> {
-    dladdr(address).map(|info| info.dli_fbase as usize)
-}
-
-/// The object that an address lies in, for a person to read.
-fn owner(address: usize) -> String {
-    match dladdr(address) {
-        // SAFETY: the loader's names end with NUL.
-        Some(info) if !info.dli_fname.is_null() => text(unsafe { CStr::from_ptr(info.dli_fname) }),
-        _ if address == 0 => "no definition".into(),
-        _ => "an unknown place".into(),
-    }
-}
-
-fn text(name: &CStr) -> String {
-    name.to_string_lossy().into_owned()
 }

@@ -33,6 +33,22 @@ impl Real {
         if address.is_null() { self.look_up() } else { address }
     }
 
+    /// The address if a library has the function, else 0.
+    pub(crate) fn known(&self) -> usize {
+        let address = self.address.load(Ordering::Relaxed);
+        if address == self.missing as *mut c_void { 0 } else { address as usize }
+    }
+
+    /// Has the hook call the function of the C library itself, or of the library that has it, whatever stands before that
+    /// one: what a slot is led to us for is that function. A library that was loaded late is not behind the others in any
+    /// order, so the next definition behind ours says nothing.
+    pub(crate) fn aim_behind_all(&self) {
+        let found = in_libraries(self.name);
+        if !found.is_null() {
+            self.address.store(found, Ordering::Relaxed);
+        }
+    }
+
     /// Looks the function up; errno stays as it is.
     #[cold]
     #[inline(never)]
@@ -65,6 +81,26 @@ fn library(name: &[u8]) -> Option<&'static CStr> {
     [(&b"io_uring_"[..], c"liburing.so.2"), (b"aio_", c"librt.so.1"), (b"lio_", c"librt.so.1")]
         .into_iter()
         .find_map(|(prefix, library)| name.starts_with(prefix).then_some(library))
+}
+
+/// A function of the C library, or of those for asynchronous input and output where one is loaded; these are then kept.
+fn in_libraries(name: &CStr) -> *mut c_void {
+    let libraries = [c"libc.so.6", c"librt.so.1", c"libaio.so.1", c"libaio.so.1t64", c"liburing.so.2"];
+    for library in libraries {
+        // SAFETY: strings. Nothing is loaded; a reference is given back only if nothing was found.
+        unsafe {
+            let handle = libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+            if handle.is_null() {
+                continue;
+            }
+            let found = libc::dlsym(handle, name.as_ptr());
+            if !found.is_null() {
+                return found;
+            }
+            libc::dlclose(handle);
+        }
+    }
+    ptr::null_mut()
 }
 
 /// A function of a library, if that is loaded.

@@ -3,7 +3,7 @@
 use std::ptr;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::declarations::{Phase, Progress, Report};
+use crate::declarations::{Attachment, Phase, Progress, Report};
 use crate::guard::Failure;
 use crate::options::Warn;
 
@@ -32,6 +32,18 @@ impl From<&hotbackup::Progress> for Progress {
             elapsed_ms: milliseconds(now.elapsed),
             file: ptr::null(),
         }
+    }
+}
+
+impl Attachment {
+    /// # Safety
+    /// `attachment` is NULL or begins with its size and is writable for that many bytes.
+    pub(crate) unsafe fn fill(&self, attachment: *mut Attachment) -> Result<(), Failure> {
+        if attachment.is_null() {
+            return Ok(());
+        }
+        // SAFETY: the caller says so.
+        unsafe { copy_out(self, attachment, size_at(attachment)?) }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::copier::on_source;
 use crate::error::Op;
 use crate::extents::{self, Marks};
 use crate::gate::State;
-use crate::intercept::{STAMP, device, stamp};
+use crate::intercept::{STAMP, device, prove_again, stamp};
 use crate::registry::{self, WATCH};
 use crate::sys;
 use crate::sys::mem::{AtomicRef, zeroed};
@@ -138,6 +138,8 @@ impl Engine<'_> {
             WATCH.crossings.report(crossed);
             return Err(Trouble::Void("a call of the program did not return in time"));
         }
+        // What was missed before this moment was missed since the last one.
+        let crossed = if prove_again()? { crossed | NAMES | DATA | ANYWHERE } else { crossed };
         if let Err(trouble) = self.mark_crossed(crossed) {
             WATCH.crossings.report(crossed);
             return Err(trouble);

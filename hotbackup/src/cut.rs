@@ -14,6 +14,7 @@ use crate::copier::{self, Fault, Side};
 use crate::error::{Error, Result};
 use crate::extents;
 use crate::gate::State;
+use crate::intercept;
 use crate::progress::Phase;
 use crate::registry::{self, WATCH};
 use crate::session::Request;
@@ -65,10 +66,15 @@ impl Engine<'_> {
                 Ok((instant, freeze)) => {
                     let unseen = self.audit_behind_cut()?;
                     self.look_for_rings()?;
+                    let missed = intercept::prove_again()?;
                     let is_right = unseen.is_empty() && !self.fanotify.overflowed;
                     caught += u32::from(!is_right);
                     match if is_right { None } else { self.distrust(&unseen, caught)? } {
                         Some(why) => reason = why,
+                        None if missed => {
+                            reason =
+                                "libraries were loaded whose calls are not captured from the first on".into()
+                        }
                         None => {
                             self.ask_about_new()?;
                             return Ok(Cut { instant, freeze, attempts });
@@ -123,6 +129,7 @@ impl Engine<'_> {
         self.fanotify.overflowed = false;
         self.outgrow().and_then(|()| self.settle_rings()).map_err(|t| self.explain(t))?;
         self.look_for_rings()?;
+        intercept::prove_again()?;
         self.converge(little).map_err(|t| self.explain(t))?;
         if self.plan.calls_before_cut && !self.quiesced {
             self.quiesced = true;

@@ -8,7 +8,7 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags, statx};
@@ -884,13 +884,57 @@ impl<'a> PathText<'a> {
     }
 }
 
+/// The threads that have made captured calls, each with a word that changes whenever it begins or ends one. What the word
+/// says is the engine's own affair; that it has changed proves that the thread has been in a hook meanwhile.
+pub fn threads() -> impl Iterator<Item = (u32, u64)> {
+    registry::standing()
+}
+
+/// Whether the calling thread is one of the engine's.
+pub fn is_engine() -> bool {
+    sys::thread::is_engine()
+}
+
+/// Does something on a thread of its own, which no signal of the host's reaches, and does not wait for it.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn aside(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    sys::thread::spawn(name, work).map(drop)
+}
+
+/// Two words that every thread has for an adapter, zeros at first. They are there from the thread's beginning, however late
+/// the library was loaded: reading them allocates nothing.
+#[inline(always)]
+pub fn words() -> (usize, usize) {
+    sys::tls::with(|own| own.adapter.get())
+}
+
+/// Sets [`words`]; returns what they were.
+#[inline(always)]
+pub fn replace_words(new: (usize, usize)) -> (usize, usize) {
+    sys::tls::with(|own| own.adapter.replace(new))
+}
+
+/// Counts what [`missed`] was told.
+static MISSED: AtomicU64 = AtomicU64::new(0);
+
+/// Says that calls may have gone by unseen since the last proof: an adapter has found something that was not hooked, and
+/// has hooked it. A running session then looks at the times of everything, and copies whole what was changed since it last
+/// knew that nothing was missed.
+pub fn missed() {
+    MISSED.fetch_add(1, Ordering::SeqCst);
+    WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA | crossings::NAMES);
+}
+
 /// Proves that the hooks of one adapter are in force; returns [`Error::HookNotLive`](crate::Error::HookNotLive) if not.
 pub type Proof = fn() -> crate::Result<()>;
 
 static PROOFS: parking_lot::Mutex<Vec<Proof>> = parking_lot::Mutex::new(Vec::new());
 
-/// Registers an adapter: every session calls `proof` while it arms, on the thread that calls
-/// [`Backup::start`](crate::Backup::start), and fails if it fails. Registering one proof twice has no effect.
+/// Registers an adapter: every session calls `proof` before it arms, on the thread that calls
+/// [`Backup::start`](crate::Backup::start), and on a thread of its own before and behind each try of the cut, because
+/// libraries may have been loaded meanwhile. It fails if the proof fails. Registering one proof twice has no effect.
 pub fn register(proof: Proof) {
     prepare();
     let mut proofs = PROOFS.lock();
@@ -903,6 +947,13 @@ pub fn register(proof: Proof) {
 pub(crate) fn prove() -> crate::Result<()> {
     let proofs = PROOFS.lock().clone();
     proofs.into_iter().try_for_each(|proof| proof())
+}
+
+/// The same while a session runs. True if calls may have been [missed].
+pub(crate) fn prove_again() -> crate::Result<bool> {
+    let before = MISSED.load(Ordering::SeqCst);
+    prove()?;
+    Ok(MISSED.load(Ordering::SeqCst) != before)
 }
 
 #[cfg(test)]

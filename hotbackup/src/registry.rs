@@ -4,7 +4,6 @@
 //! anything of it; a hook looks it up after its call. So a hook that does not find an inode changed it before the
 //! engine read it, and nothing is owed.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -35,10 +34,6 @@ zeroed! {
 /// Slots that were ever given out lie below this index.
 static SLOTS_USED: AtomicUsize = AtomicUsize::new(0);
 
-thread_local! {
-    static SLOT: Cell<Option<&'static Slot>> = const { Cell::new(None) };
-}
-
 /// The gate, or `None` before any thread has had a slot.
 #[inline(always)]
 pub(crate) fn gate() -> Option<&'static Gate> {
@@ -48,7 +43,7 @@ pub(crate) fn gate() -> Option<&'static Gate> {
 /// The calling thread's slot; `None` only if there is no memory or there are too many threads, which is counted.
 #[inline(always)]
 pub(crate) fn slot() -> Option<&'static Slot> {
-    match SLOT.get() {
+    match sys::tls::with(|own| own.slot.get()) {
         Some(slot) => Some(slot),
         None => first_slot(),
     }
@@ -59,7 +54,7 @@ pub(crate) fn slot() -> Option<&'static Slot> {
 fn first_slot() -> Option<&'static Slot> {
     let slot = set_up().and_then(|table| claim_slot(&table.slots, sys::raw::gettid()));
     match slot {
-        Some(_) => SLOT.set(slot),
+        Some(_) => sys::tls::with(|own| own.slot.set(slot)),
         None => SLOTLESS.store(true, Ordering::Relaxed),
     }
     slot
@@ -110,6 +105,11 @@ fn slots() -> &'static [Slot] {
     SLOT_TABLE.load(Ordering::Acquire).map_or(&[], |table| &table.slots[..used.min(SLOTS)])
 }
 
+/// The threads that have slots, each with what its slot holds: it changes when the thread enters or leaves a call.
+pub(crate) fn standing() -> impl Iterator<Item = (u32, u64)> {
+    slots().iter().map(|slot| (slot.tid(), slot.word().0))
+}
+
 /// Memory that outlives sessions.
 static PERMANENT: sys::mem::Pool = sys::mem::Pool::new();
 
@@ -120,7 +120,7 @@ pub(crate) fn scratch(slot: &Slot) -> Option<&'static sys::scratch::Scratch> {
 
 /// In a forked child: this thread lives on under another id.
 pub(crate) extern "C" fn after_fork() {
-    if let Some(slot) = SLOT.get() {
+    if let Some(slot) = sys::tls::with(|own| own.slot.get()) {
         slot.rename(sys::raw::gettid());
     }
 }

@@ -47,10 +47,13 @@
 /* A function of the interface, found as a program finds it that does not link the library. */
 #define API(name) ((__typeof__(&name))api_symbol(#name))
 
+/* The library of a program that has loaded it itself; NULL is RTLD_DEFAULT. */
+__attribute__((unused)) static void *api_library;
+
 static inline void *api_symbol(const char *name) {
-    void *symbol = dlsym(RTLD_DEFAULT, name);
+    void *symbol = dlsym(api_library, name);
     if (!symbol) {
-        fprintf(stderr, "%s: libHotBackup.so is not preloaded\n", name);
+        fprintf(stderr, "%s: libHotBackup.so is not loaded\n", name);
         exit(3);
     }
     return symbol;

@@ -15,5 +15,6 @@ pub(crate) mod raw;
 pub(crate) mod scratch;
 pub(crate) mod streams;
 pub(crate) mod thread;
+pub(crate) mod tls;
 #[cfg(not(loom))]
 pub(crate) mod userfault;

@@ -1,18 +1,13 @@
 //! Engine threads: made by libc, so that it knows them, and cut off from the host's signals, descriptors and directory.
 
-use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::thread::JoinHandle;
 
-thread_local! {
-    static ENGINE: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Whether the calling thread is one of ours, whose calls are never captured.
 #[inline]
 pub(crate) fn is_engine() -> bool {
-    ENGINE.get()
+    super::tls::with(|own| own.is_engine.get())
 }
 
 /// Starts a thread that shares the caller's descriptor table. All signals are blocked in it by `pthread_sigmask`,
@@ -23,7 +18,7 @@ pub(crate) fn spawn<T: Send + 'static>(
 ) -> io::Result<JoinHandle<T>> {
     let previous = block_all_signals();
     let handle = std::thread::Builder::new().name(name.to_owned()).stack_size(1 << 20).spawn(move || {
-        ENGINE.set(true);
+        super::tls::with(|own| own.is_engine.set(true));
         work()
     });
     restore_signals(&previous);

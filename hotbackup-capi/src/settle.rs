@@ -1,0 +1,202 @@
+//! Waiting until every thread has left the calls that it began through a slot before that led to us.
+//!
+//! Such a call never stood in the gate, so the gate cannot wait for it. But a thread that is *not* inside one any more
+//! shows it, in one of these ways:
+//!
+//! - it begins or ends a call of ours: the word in its slot changes;
+//! - it sleeps in a system call that no hooked function makes (`/proc/self/task/TID/syscall`);
+//! - it has computed for a tenth of a second: what a hooked function does outside of the kernel is done in a moment;
+//! - it has ended.
+//!
+//! Threads that begin later find the slots as they are now.
+
+use std::collections::HashMap;
+use std::ffi::c_long;
+use std::time::{Duration, Instant};
+
+use hotbackup::{Error, intercept};
+
+/// How long a thread may stay inside.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// So much time of its own, in the kernel's hundredths of a second, shows that a thread is elsewhere.
+const COMPUTED: u64 = 10;
+
+/// System calls that no hooked function makes, in which threads sleep.
+const ELSEWHERE: &[c_long] = &[
+    libc::SYS_futex,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_pwait,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_flock,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_select,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pause,
+];
+
+/// A thread that may be inside.
+struct Thread {
+    id: u32,
+    /// The word in its slot, if it had one.
+    word: Option<u64>,
+    computed: u64,
+}
+
+/// Waits until no thread is inside a call that it began before this; at most for a while.
+pub(crate) fn settle() -> Result<(), Error> {
+    settle_within(PATIENCE)
+}
+
+fn settle_within(patience: Duration) -> Result<(), Error> {
+    let begun = Instant::now();
+    let words: HashMap<u32, u64> = intercept::threads().collect();
+    let own = own_id();
+    let others = tasks()?.into_iter().filter(|&id| id != own);
+    let look = |id| Some(Thread { id, word: words.get(&id).copied(), computed: computed(id)? });
+    let mut threads: Vec<_> = others.filter_map(look).collect();
+    loop {
+        let words: HashMap<u32, u64> = intercept::threads().collect();
+        threads.retain(|thread| !thread.is_elsewhere(&words));
+        let Some(thread) = threads.first() else { return Ok(()) };
+        if begun.elapsed() > patience {
+            return Err(Error::NotArmed { thread: thread.id, what: thread.describe() });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Thread {
+    fn is_elsewhere(&self, words: &HashMap<u32, u64>) -> bool {
+        if words.get(&self.id).copied() != self.word {
+            return true;
+        }
+        if let Some(text) = system_call(self.id)
+            && let Some((number, arguments)) = parse(&text)
+            && sleeps_elsewhere(number, &arguments)
+        {
+            return true;
+        }
+        computed(self.id).is_none_or(|now| now >= self.computed + COMPUTED)
+    }
+
+    fn describe(&self) -> String {
+        match system_call(self.id).as_deref().and_then(parse) {
+            Some((number, arguments)) => {
+                format!(
+                    "system call {number} with {:#x} (it was under way when the hooks were installed)",
+                    arguments[0]
+                )
+            }
+            None => "what it has not left since the hooks were installed".into(),
+        }
+    }
+}
+
+/// What a sleeping thread's line says; `None` for one that runs.
+fn parse(line: &str) -> Option<(c_long, [u64; 6])> {
+    let mut words = line.split_whitespace();
+    let number = words.next()?.parse().ok().filter(|&number| number >= 0)?;
+    let mut arguments = [0; 6];
+    for argument in &mut arguments {
+        *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some((number, arguments))
+}
+
+fn sleeps_elsewhere(number: c_long, arguments: &[u64; 6]) -> bool {
+    // One that submits nothing only waits for ends, which are read from the ring itself.
+    let only_waits = number == libc::SYS_io_uring_enter && arguments[1] == 0;
+    only_waits || ELSEWHERE.contains(&number)
+}
+
+fn system_call(id: u32) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/self/task/{id}/syscall")).ok()
+}
+
+/// How long a thread has computed outside of the kernel; `None` if it has ended.
+fn computed(id: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{id}/stat")).ok()?;
+    let mut words = text.rsplit_once(')')?.1.split_whitespace();
+    let state = words.next()?;
+    (state != "Z" && state != "X").then(|| words.nth(10)?.parse().ok())?
+}
+
+fn tasks() -> Result<Vec<u32>, Error> {
+    let unreadable = |error: std::io::Error| Error::NotArmed {
+        thread: own_id(),
+        what: format!("nothing that could be seen, because /proc/self/task cannot be read ({error})"),
+    };
+    let entries = std::fs::read_dir("/proc/self/task").map_err(unreadable)?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn own_id() -> u32 {
+    // SAFETY: it takes nothing.
+    unsafe { libc::gettid() }.cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_kernel_are_understood() {
+        let parsed = parse("202 0x7f 0x80 0x2 0x0 0x0 0xffffffff 0x7ffd 0x7f12\n");
+        assert_eq!(parsed, Some((202, [0x7f, 0x80, 2, 0, 0, 0xffff_ffff])));
+        assert_eq!(parse("running\n"), None);
+        assert_eq!(parse("-1 0x7ffd 0x7f12\n"), None);
+    }
+
+    #[test]
+    fn who_writes_or_submits_is_not_elsewhere() {
+        assert!(!sleeps_elsewhere(libc::SYS_pwrite64, &[3, 0, 0, 0, 0, 0]));
+        assert!(!sleeps_elsewhere(libc::SYS_io_getevents, &[3, 0, 0, 0, 0, 0]));
+        assert!(!sleeps_elsewhere(libc::SYS_io_uring_enter, &[3, 1, 1, 1, 0, 0]));
+        assert!(sleeps_elsewhere(libc::SYS_io_uring_enter, &[3, 0, 1, 1, 0, 0]));
+        assert!(sleeps_elsewhere(libc::SYS_futex, &[0; 6]));
+    }
+
+    #[test]
+    fn a_thread_that_waits_or_computes_is_elsewhere_and_one_in_a_write_is_not() {
+        use std::io::Write as _;
+        let (mut input, output) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let waits = std::thread::spawn(move || told.recv());
+        settle_within(PATIENCE).expect("it waits in futex");
+        let stuck = std::thread::spawn(move || {
+            let id = own_id();
+            // More than the socket takes.
+            (id, input.write_all(&[0; 1 << 24]).is_ok())
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        let outcome = settle_within(Duration::from_millis(500));
+        drop(output);
+        let (id, _) = stuck.join().expect("it ends");
+        assert!(matches!(outcome, Err(Error::NotArmed { thread, .. }) if thread == id), "{outcome:?}");
+        drop(tell);
+        let _ = waits.join();
+    }
+}
