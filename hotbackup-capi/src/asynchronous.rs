@@ -90,9 +90,9 @@ pub(crate) struct ByNumber {
 
 /// The number of io_pgetevents(2), which libc does not have for every architecture.
 #[cfg(target_arch = "x86_64")]
-const SYS_IO_PGETEVENTS: c_long = 333;
+pub(crate) const SYS_IO_PGETEVENTS: c_long = 333;
 #[cfg(not(target_arch = "x86_64"))]
-const SYS_IO_PGETEVENTS: c_long = 292;
+pub(crate) const SYS_IO_PGETEVENTS: c_long = 292;
 
 /// A call of libaio's that this thread is inside of, by ring and argument: libaio makes the same call by `syscall`, which has nothing more to do then.
 /// Only `syscall` asks: a call of libaio's that longjmp has left behind must not hide the next one.

@@ -6,7 +6,8 @@
 //! - it begins or ends a call of ours: the word in its slot changes;
 //! - it sleeps in a system call that no hooked function makes (`/proc/self/task/TID/syscall`);
 //! - it has computed for a tenth of a second: what a hooked function does outside of the kernel is done in a moment;
-//! - it has ended.
+//! - it has ended;
+//! - it waits for the ends of native asynchronous requests, and for less long than we have: a call from before is over.
 //!
 //! Threads that begin later find the slots as they are now.
 
@@ -16,10 +17,19 @@ use std::time::{Duration, Instant};
 
 use hotbackup::{Error, intercept};
 
+use crate::asynchronous::SYS_IO_PGETEVENTS;
+
 /// How long a thread may stay inside.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// So much time of its own, in the kernel's hundredths of a second, shows that a thread is elsewhere.
 const COMPUTED: u64 = 10;
+
+/// How much later than asked for the kernel may wake a thread.
+const SLACK: Duration = Duration::from_millis(200);
+
+/// A thread that the kernel keeps for io_uring (`PF_IO_WORKER`): it is in the list of the process's threads, and seems to be in the
+/// system call of whoever it was copied from.
+const IO_WORKER: u64 = 0x10;
 
 /// System calls that no hooked function makes, in which threads sleep.
 const ELSEWHERE: &[c_long] = &[
@@ -79,7 +89,7 @@ fn settle_within(patience: Duration) -> Result<(), Error> {
     let mut threads: Vec<_> = others.filter_map(look).collect();
     loop {
         let words: HashMap<u32, u64> = intercept::threads().collect();
-        threads.retain(|thread| !thread.is_elsewhere(&words));
+        threads.retain(|thread| !thread.is_elsewhere(&words, begun));
         let Some(thread) = threads.first() else { return Ok(()) };
         if begun.elapsed() > patience {
             return Err(Error::NotArmed { thread: thread.id, what: thread.describe() });
@@ -89,13 +99,13 @@ fn settle_within(patience: Duration) -> Result<(), Error> {
 }
 
 impl Thread {
-    fn is_elsewhere(&self, words: &HashMap<u32, u64>) -> bool {
+    fn is_elsewhere(&self, words: &HashMap<u32, u64>, begun: Instant) -> bool {
         if words.get(&self.id).copied() != self.word {
             return true;
         }
         if let Some(text) = system_call(self.id)
             && let Some((number, arguments)) = parse(&text)
-            && sleeps_elsewhere(number, &arguments)
+            && (sleeps_elsewhere(number, &arguments) || has_waited_less(number, &arguments, begun.elapsed()))
         {
             return true;
         }
@@ -106,8 +116,7 @@ impl Thread {
         match system_call(self.id).as_deref().and_then(parse) {
             Some((number, arguments)) => {
                 format!(
-                    "system call {number} with {:#x} (it was under way when the hooks were installed)",
-                    arguments[0]
+                    "system call {number}{arguments:x?} (under way since before the hooks were installed)"
                 )
             }
             None => "what it has not left since the hooks were installed".into(),
@@ -132,16 +141,39 @@ fn sleeps_elsewhere(number: c_long, arguments: &[u64; 6]) -> bool {
     only_waits || ELSEWHERE.contains(&number)
 }
 
+/// Whether a thread that waits for ends has done so for less than `time`.
+fn has_waited_less(number: c_long, arguments: &[u64; 6], time: Duration) -> bool {
+    let timeout = match number {
+        libc::SYS_io_getevents | SYS_IO_PGETEVENTS => timeout_at(arguments[4]),
+        _ => None,
+    };
+    timeout.is_some_and(|timeout| timeout.saturating_add(SLACK) < time)
+}
+
+/// The time that lies at an address, which may be anything, so that it is read by way of the kernel.
+fn timeout_at(address: u64) -> Option<Duration> {
+    let mut time = [0i64; 2];
+    let ours = libc::iovec { iov_base: (&raw mut time).cast(), iov_len: size_of_val(&time) };
+    let theirs = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: size_of_val(&time) };
+    // SAFETY: `ours` is writable for its length; the kernel checks `theirs`.
+    let read = unsafe { libc::process_vm_readv(libc::getpid(), &ours, 1, &theirs, 1, 0) };
+    let [seconds, nanoseconds] = time;
+    (usize::try_from(read) == Ok(size_of_val(&time)))
+        .then(|| Some(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?)))?
+}
+
 fn system_call(id: u32) -> Option<String> {
     std::fs::read_to_string(format!("/proc/self/task/{id}/syscall")).ok()
 }
 
-/// How long a thread has computed outside of the kernel; `None` if it has ended.
+/// How long a thread has computed outside of the kernel; `None` if it has ended, or never leaves the kernel.
 fn computed(id: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/task/{id}/stat")).ok()?;
     let mut words = text.rsplit_once(')')?.1.split_whitespace();
     let state = words.next()?;
-    (state != "Z" && state != "X").then(|| words.nth(10)?.parse().ok())?
+    let flags: u64 = words.nth(5)?.parse().ok()?;
+    let is_over = state == "Z" || state == "X" || flags & IO_WORKER != 0;
+    (!is_over).then(|| words.nth(4)?.parse().ok())?
 }
 
 fn tasks() -> Result<Vec<u32>, Error> {
@@ -177,6 +209,15 @@ mod tests {
         assert!(!sleeps_elsewhere(libc::SYS_io_uring_enter, &[3, 1, 1, 1, 0, 0]));
         assert!(sleeps_elsewhere(libc::SYS_io_uring_enter, &[3, 0, 1, 1, 0, 0]));
         assert!(sleeps_elsewhere(libc::SYS_futex, &[0; 6]));
+    }
+
+    #[test]
+    fn who_waits_for_ends_has_begun_after_its_time() {
+        let half_a_second = [0i64, 500_000_000];
+        let arguments = [3, 1, 256, 0, half_a_second.as_ptr() as u64, 0];
+        let after = |ms| has_waited_less(libc::SYS_io_getevents, &arguments, Duration::from_millis(ms));
+        assert!(!after(600) && after(800));
+        assert!(!has_waited_less(libc::SYS_io_getevents, &[3, 1, 256, 0, 0, 0], Duration::from_secs(9)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The plugin `tokudb_backup` for MySQL 5.6 to 9.x and MariaDB: one library for all of them, without their headers.
 //!
 //! `SET tokudb_backup_dir = '/backups/monday'` makes a backup and returns when it is complete. The engine is not linked in: a
-//! plugin finds it in the preloaded libHotBackup.so, because two copies in one process would see different worlds.
+//! plugin finds it in a libHotBackup.so that the server was started with, or loads and attaches one, because two copies in one
+//! process would see different worlds.
 //!
 //! A server reads the declarations by name right after it has loaded the library; what they must hold depends on the
 //! server. So they are filled by a constructor, which runs before that. `abi` and `variable` are structures of the servers,
@@ -48,8 +49,8 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 
 /// Called by the server when the plugin is installed: anything but 0 means that it cannot be.
 extern "C" fn init(_plugin: *mut c_void) -> c_int {
-    match Library::find() {
-        Ok(_) => {
+    match Library::load().and_then(|()| Library::find()).and_then(|library| library.attach()) {
+        Ok(()) => {
             if !Server::here().is_some_and(Server::is_tested) {
                 host::log("this series of servers is not among those that it is tested with (docs/mysql.md)");
             }
@@ -71,6 +72,9 @@ extern "C" fn check_uninstall(_plugin: *mut c_void) -> c_int {
 /// Called by the server when the plugin is uninstalled. Other servers wait for statements that use its variables.
 extern "C" fn end(_plugin: *mut c_void) -> c_int {
     lock::settle();
+    if let Err(failure) = Library::find().and_then(|library| library.detach()) {
+        host::log(&failure.text);
+    }
     0
 }
 

@@ -1,15 +1,37 @@
-//! The preloaded libHotBackup.so, by the names that it exports.
+//! libHotBackup.so, by the names that it exports: the one that was preloaded or linked, else one that is loaded now.
 //!
 //! Never a copy of our own: two engines in one process would see different worlds.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
-use crate::declarations::{Options, Progress, Report, Status};
+use crate::declarations::{Attachment, Options, Progress, Report, Status, Way};
 use crate::host::symbol;
 
 /// What to do where there is none.
-const MISSING: &str = "libHotBackup.so is not loaded into this server: start it with LD_PRELOAD=/path/to/libHotBackup.so \
-                       (a systemd service: Environment=LD_PRELOAD=..., mysqld_safe: --malloc-lib=...)";
+const MISSING: &str = "libHotBackup.so is neither beside the plugin, nor where the dynamic loader looks, nor in /usr/local/lib: put \
+                       it there, or start the server with LD_PRELOAD=/path/to/libHotBackup.so (a systemd service: \
+                       Environment=LD_PRELOAD=..., mysqld_safe: --malloc-lib=...)";
+
+/// The library that was loaded from here; NULL if it came with the server.
+static LOADED: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// How calls of the server reach it.
+static WAY: AtomicU8 = AtomicU8::new(Way::None as u8);
+
+/// For people: how calls of the server reach the library.
+pub(crate) fn way() -> &'static str {
+    let is = |way: Way| WAY.load(Ordering::Relaxed) == way as u8;
+    match () {
+        () if is(Way::Preloaded) => "preloaded",
+        () if is(Way::Linked) => "linked",
+        () if is(Way::Attached) => "attached",
+        () => "",
+    }
+}
 
 /// Why something failed: a number (errno.h) and a sentence.
 #[derive(Clone, Debug)]
@@ -35,6 +57,8 @@ pub(crate) struct Library {
     throttle: unsafe extern "C" fn(*const std::ffi::c_void, u64) -> Status,
     cancel: unsafe extern "C" fn(*const std::ffi::c_void) -> Status,
     progress: unsafe extern "C" fn(*const std::ffi::c_void, *mut Progress) -> Status,
+    attach: unsafe extern "C" fn(*mut Attachment) -> Status,
+    detach: unsafe extern "C" fn() -> Status,
 }
 
 impl Library {
@@ -45,7 +69,7 @@ impl Library {
         // SAFETY: the library declares these functions with these types, and keeps to them (hotbackup.h).
         let library = unsafe {
             use std::mem::transmute as function;
-            let address = |name| symbol(&[name]).ok_or_else(missing);
+            let address = |name| Library::address(name).ok_or_else(missing);
             Library {
                 version: function(address(c"hotbackup_version")?),
                 last_error: function(address(c"hotbackup_last_error")?),
@@ -55,6 +79,8 @@ impl Library {
                 throttle: function(address(c"hotbackup_throttle")?),
                 cancel: function(address(c"hotbackup_cancel")?),
                 progress: function(address(c"hotbackup_progress_now")?),
+                attach: function(address(c"hotbackup_attach")?),
+                detach: function(address(c"hotbackup_detach")?),
             }
         };
         let (theirs, ours) = (library.version().to_string_lossy(), env!("CARGO_PKG_VERSION"));
@@ -65,6 +91,75 @@ impl Library {
             return Err(Failure::new(libc::EINVAL, text));
         }
         Ok(library)
+    }
+
+    /// A function of the library: of the server's, if it has one, else of the one that was loaded.
+    fn address(name: &CStr) -> Option<*mut c_void> {
+        let loaded = LOADED.load(Ordering::Acquire);
+        symbol(&[name]).or_else(|| {
+            // SAFETY: a library that is never unloaded, and a string.
+            let found = (!loaded.is_null()).then(|| unsafe { libc::dlsym(loaded, name.as_ptr()) })?;
+            (!found.is_null()).then_some(found)
+        })
+    }
+
+    /// Loads the library into a server that was started without it: the first of [`places`] that there is.
+    pub(crate) fn load() -> Result<(), Failure> {
+        if Library::address(c"hotbackup_version").is_some() {
+            return Ok(());
+        }
+        let mut reasons = String::new();
+        for place in places() {
+            let name = CString::new(place.as_os_str().as_bytes()).unwrap_or_default();
+            // SAFETY: a string; the constructors of that library may run at any time. It stays loaded for good.
+            let loaded = unsafe {
+                libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NODELETE)
+            };
+            if !loaded.is_null() {
+                LOADED.store(loaded, Ordering::Release);
+                return Ok(());
+            }
+            // SAFETY: the loader's last error is a string, or NULL.
+            let reason = unsafe { libc::dlerror().as_ref().map(|text| CStr::from_ptr(text)) };
+            reasons += &reason.map_or_else(String::new, |text| format!("; {}", text.to_string_lossy()));
+        }
+        Err(Failure::new(libc::ENOSYS, format!("{MISSING}{reasons}")))
+    }
+
+    /// Has calls of the server reach the library, where they do not yet.
+    pub(crate) fn attach(&self) -> Result<(), Failure> {
+        let mut attachment = Attachment {
+            size: size_of::<Attachment>(),
+            way: Way::None,
+            objects: 0,
+            slots: 0,
+            pointers: 0,
+            took_ns: 0,
+        };
+        // SAFETY: the struct is as large as it says.
+        if unsafe { (self.attach)(&raw mut attachment) } != Status::Ok {
+            return Err(self.last_failure());
+        }
+        WAY.store(attachment.way as u8, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Has calls of the server go straight to the C library again, if [`attach`](Library::attach) has led them elsewhere.
+    pub(crate) fn detach(&self) -> Result<(), Failure> {
+        // SAFETY: it takes nothing.
+        if unsafe { (self.detach)() } != Status::Ok {
+            return Err(self.last_failure());
+        }
+        WAY.store(Way::None as u8, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn last_failure(&self) -> Failure {
+        // SAFETY: the string lives until the next failure on this thread.
+        unsafe {
+            let text = CStr::from_ptr((self.last_error)()).to_string_lossy().into_owned();
+            Failure::new((self.last_errno)(), text)
+        }
     }
 
     /// The version, which lives for ever.
@@ -94,8 +189,7 @@ impl Library {
             if (self.backup)(options, &raw mut report) == Status::Ok {
                 return Ok(report);
             }
-            let text = CStr::from_ptr((self.last_error)()).to_string_lossy().into_owned();
-            Err(Failure::new((self.last_errno)(), text))
+            Err(self.last_failure())
         }
     }
 
@@ -120,4 +214,26 @@ impl Library {
             ((self.progress)(std::ptr::null(), &raw mut progress) == Status::Ok).then_some(progress)
         }
     }
+}
+
+/// Where a library is looked for: beside the plugin, where the dynamic loader looks, and where the manual puts it.
+fn places() -> Vec<PathBuf> {
+    let names = ["libHotBackup.so.0", "libHotBackup.so"];
+    let beside = own_directory().into_iter().flat_map(|directory| names.map(|name| directory.join(name)));
+    let beside = beside.filter(|path| path.exists());
+    beside.chain(["libHotBackup.so.0".into(), "/usr/local/lib/libHotBackup.so.0".into()]).collect()
+}
+
+/// Where this plugin was loaded from.
+fn own_directory() -> Option<PathBuf> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+    let own = (places as *const ()).cast::<c_void>();
+    // SAFETY: an address of this plugin; the answer is only read if there is one, and its name is a string.
+    let path = unsafe {
+        if libc::dladdr(own, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        CStr::from_ptr(info.assume_init().dli_fname)
+    };
+    Path::new(OsStr::from_bytes(path.to_bytes())).parent().map(Path::to_path_buf)
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::declarations::{Phase, Progress};
-use crate::library::{Failure, Library};
+use crate::library::{self, Failure, Library};
 use crate::variable::Thd;
 
 const CHAR: usize = 5;
@@ -152,6 +152,7 @@ status! {
         let running = now.history.as_ref().is_some_and(|history| history.running);
         if running { "running" } else { "idle" }.to_owned()
     };
+    c"tokudb_backup_attach": |_| library::way().to_owned();
     c"tokudb_backup_phase": |now| now.progress.as_ref().map_or("", phase).to_owned();
     c"tokudb_backup_percent": |now| now.running(|p| (p.fraction * 100.0) as u64);
     c"tokudb_backup_bytes_done": |now| now.running(|p| p.bytes_done);

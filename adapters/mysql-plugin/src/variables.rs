@@ -48,7 +48,8 @@ static POINTERS: [AtomicUsize; COUNT + 1] = [const { AtomicUsize::new(0) }; COUN
 
 /// Declares the variables, and returns the address of the array that the server reads.
 pub(crate) fn declare(plugin_version: &'static CStr) -> usize {
-    let library_version = Library::find().map_or(c"", |library| library.version());
+    let library_version =
+        Library::load().and_then(|()| Library::find()).map_or(c"", |library| library.version());
     let any = Kind::SessionNumber;
     let fixed = READ_ONLY | NO_OPTION;
     PLUGIN_VERSION.declare(

@@ -120,6 +120,8 @@ fn library(name: &str) -> PathBuf {
 pub struct How {
     pub options: Vec<String>,
     pub without_library: bool,
+    /// Not preloaded: it lies beside the plugin. So it is everywhere if `HOTBACKUP_ATTACH` is set.
+    pub attached: bool,
     /// Once more, from another file.
     pub library_twice: bool,
     /// As the user nobody.
@@ -221,7 +223,10 @@ impl Server {
             command.arg(place("tmpdir", scratch.path()));
         }
         command.args(&how.options);
-        if !how.without_library {
+        let attached = how.attached || std::env::var_os("HOTBACKUP_ATTACH").is_some() && !how.library_twice;
+        if attached && !how.without_library {
+            std::fs::copy(library("libHotBackup.so"), plugins.join("libHotBackup.so")).expect("the library");
+        } else if !how.without_library {
             // Its path may lie where not everybody may look.
             let preloaded = scratch.path().join("libHotBackup.so");
             std::fs::copy(library("libHotBackup.so"), &preloaded).expect("the library");
