@@ -39,6 +39,7 @@ mod variables;
 use std::ffi::{CStr, c_int, c_void};
 
 use abi::{Declaration, MARIADB, MYSQL};
+use declarations::Way;
 use host::Server;
 use library::Library;
 
@@ -50,7 +51,14 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 /// Called by the server when the plugin is installed: anything but 0 means that it cannot be.
 extern "C" fn init(_plugin: *mut c_void) -> c_int {
     match Library::load().and_then(|()| Library::find()).and_then(|library| library.attach()) {
-        Ok(()) => {
+        Ok(attachment) => {
+            if attachment.way == Way::Attached {
+                let declarations::Attachment { objects, slots, pointers, took_ns, .. } = attachment;
+                host::log(&format!(
+                    "attached in {} us: {slots} slots and {pointers} pointers of {objects} objects",
+                    took_ns / 1000
+                ));
+            }
             if !Server::here().is_some_and(Server::is_tested) {
                 host::log("this series of servers is not among those that it is tested with (docs/mysql.md)");
             }

@@ -127,7 +127,7 @@ impl Library {
     }
 
     /// Has calls of the server reach the library, where they do not yet.
-    pub(crate) fn attach(&self) -> Result<(), Failure> {
+    pub(crate) fn attach(&self) -> Result<Attachment, Failure> {
         let mut attachment = Attachment {
             size: size_of::<Attachment>(),
             way: Way::None,
@@ -141,7 +141,7 @@ impl Library {
             return Err(self.last_failure());
         }
         WAY.store(attachment.way as u8, Ordering::Relaxed);
-        Ok(())
+        Ok(attachment)
     }
 
     /// Has calls of the server go straight to the C library again, if [`attach`](Library::attach) has led them elsewhere.

@@ -60,6 +60,7 @@ fn a_running_server_is_attached_under_load() {
         tally.stop.store(true, Ordering::Relaxed);
         work.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
+    server.log().lines().filter(|line| line.contains(": attached in")).for_each(common::say);
     let copy = Server::start_on_copy(product, &how, &directory.join("mysql_data_dir"));
     load::check(product, &mut copy.connect(), least, most);
     let end = tally.sequence.load(Ordering::SeqCst);
