@@ -38,7 +38,7 @@ fn a_running_server_is_attached_under_load() {
     let how = How { attached: true, ..How::usual() };
     let server = Server::start(product, &how);
     let mut connection = server.connect();
-    load::furnish(&mut connection);
+    load::furnish(product, &mut connection);
     let cycles = std::env::var("HOTBACKUP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
     let tally = Tally::default();
     let (directory, least, most) = std::thread::scope(|scope| {
