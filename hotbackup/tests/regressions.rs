@@ -12,8 +12,9 @@ use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use common::calls::{self, Name};
 use common::tree::{Compare, Tree};
@@ -401,5 +402,60 @@ fn names_that_change_their_kind_all_the_while_are_copied_as_what_they_are() {
             }
         };
         beside(place.backup().max_stall(Duration::from_secs(20)), &[&change, &change, &change]);
+    }
+}
+
+/// Nobody's permission comes from where the backup goes to.
+#[test]
+fn a_list_of_permissions_of_the_destination_is_not_inherited() {
+    let _alone = common::alone();
+    let place = place("default list");
+    fs::create_dir(place.source.join("directory")).expect("a directory");
+    fs::write(place.source.join("directory/file"), b"of nobody else").expect("a file");
+    fs::create_dir_all(&place.destination).expect("the destination");
+    let set = Command::new("setfacl").args(["-d", "-m", "u:1234:rwx"]).arg(&place.destination).status();
+    assert!(set.expect("setfacl runs").success());
+    let late = place.source.join("directory/late");
+    run(place.backup().before_cut(|| fs::write(&late, b"found at the cut").expect("a file")));
+    is_copied(&place);
+}
+
+#[test]
+fn a_mode_that_is_changed_through_a_link_is_the_file_s() {
+    let _alone = common::alone();
+    let place = place("through a link");
+    old_file(&place, b"public");
+    std::os::unix::fs::symlink("file", place.source.join("link")).expect("a link");
+    let link = calls::c(place.source.join("link").to_str().expect("ordinary"));
+    run(place.backup().before_cut(|| {
+        calls::chmod(Name { dir: libc::AT_FDCWD, path: &link }, 0o600).expect("changed");
+    }));
+    is_copied(&place);
+}
+
+/// Of the copy and, which the backup reads, of the source.
+#[test]
+fn the_time_of_the_last_access_is_kept() {
+    let _alone = common::alone();
+    let place = place("times");
+    let (file, directory) = (place.source.join("directory/file"), place.source.join("directory"));
+    fs::create_dir(&directory).expect("a directory");
+    fs::write(&file, b"read long ago").expect("a file");
+    let [accessed, modified] =
+        [123_456_789, 987_654_321].map(|ns| UNIX_EPOCH + Duration::new(1_000_000_000, ns));
+    let times = fs::FileTimes::new().set_accessed(accessed).set_modified(modified);
+    for path in [&file, &directory] {
+        File::open(path).and_then(|file| file.set_times(times)).expect("times are set");
+    }
+    run(place.backup());
+    for root in [&place.source, &place.destination] {
+        for name in ["directory/file", "directory"] {
+            let found = fs::symlink_metadata(root.join(name)).expect("a file");
+            assert_eq!(
+                (found.accessed().ok(), found.modified().ok()),
+                (Some(accessed), Some(modified)),
+                "{name}"
+            );
+        }
     }
 }
