@@ -4,7 +4,8 @@
 //! shows it, in one of these ways:
 //!
 //! - it begins or ends a call of ours: the word in its slot changes;
-//! - it sleeps in a system call that no hooked function makes (`/proc/self/task/TID/syscall`);
+//! - it sleeps in a system call that no hooked function makes (`/proc/self/task/TID/syscall`, or `wchan` where that is not ours
+//!   to read: a process that has changed its user, as a server that root has started, may not open it);
 //! - it has computed for a tenth of a second: what a hooked function does outside of the kernel is done in a moment;
 //! - it has ended;
 //! - it waits for the ends of native asynchronous requests, and for less long than we have: a call from before is over.
@@ -67,6 +68,33 @@ const ELSEWHERE: &[c_long] = &[
     libc::SYS_pause,
 ];
 
+/// Functions of the kernel in which nothing sleeps but such system calls, by the names of several versions (proc_pid_wchan(5)).
+/// What sleeps in `io_cqring_wait` has submitted what it had to: the ring tells of it.
+const ELSEWHERE_IN_THE_KERNEL: &[&str] = &[
+    "do_epoll_wait",
+    "ep_poll",
+    "poll_schedule_timeout",
+    "do_poll",
+    "do_sys_poll",
+    "do_select",
+    "hrtimer_nanosleep",
+    "do_nanosleep",
+    "do_sigtimedwait",
+    "sigsuspend",
+    "__do_sys_pause",
+    "io_cqring_wait",
+    "anon_pipe_read",
+    "pipe_read",
+    "wait_woken",
+    "sk_wait_data",
+    "unix_stream_read_generic",
+    "unix_stream_data_wait",
+    "__skb_wait_for_more_packets",
+    "inet_csk_accept",
+    "inet_csk_wait_for_connect",
+    "do_wait",
+];
+
 /// A thread that may be inside.
 struct Thread {
     id: u32,
@@ -103,13 +131,13 @@ impl Thread {
         if words.get(&self.id).copied() != self.word {
             return true;
         }
-        if let Some(text) = system_call(self.id)
-            && let Some((number, arguments)) = parse(&text)
-            && (sleeps_elsewhere(number, &arguments) || has_waited_less(number, &arguments, begun.elapsed()))
-        {
-            return true;
-        }
-        computed(self.id).is_none_or(|now| now >= self.computed + COMPUTED)
+        let sleeps = match system_call(self.id) {
+            Some(line) => parse(&line).is_some_and(|(number, arguments)| {
+                sleeps_elsewhere(number, &arguments) || has_waited_less(number, &arguments, begun.elapsed())
+            }),
+            None => wait_channel(self.id).is_some_and(|name| waits_elsewhere(&name)),
+        };
+        sleeps || computed(self.id).is_none_or(|now| now >= self.computed + COMPUTED)
     }
 
     fn describe(&self) -> String {
@@ -119,7 +147,9 @@ impl Thread {
                     "system call {number}{arguments:x?} (under way since before the hooks were installed)"
                 )
             }
-            None => "what it has not left since the hooks were installed".into(),
+            None => {
+                format!("something unknown ({:?} in the kernel)", wait_channel(self.id).unwrap_or_default())
+            }
         }
     }
 }
@@ -139,6 +169,13 @@ fn sleeps_elsewhere(number: c_long, arguments: &[u64; 6]) -> bool {
     // One that submits nothing only waits for ends, which are read from the ring itself.
     let only_waits = number == libc::SYS_io_uring_enter && arguments[1] == 0;
     only_waits || ELSEWHERE.contains(&number)
+}
+
+/// Whether a thread that is in a function of the kernel sleeps in a system call that no hooked function makes.
+fn waits_elsewhere(place: &str) -> bool {
+    // Compilers add to the name of a function of which they make another one.
+    let name = place.split_once('.').map_or(place, |(name, _)| name);
+    name.starts_with("futex_") || ELSEWHERE_IN_THE_KERNEL.contains(&name)
 }
 
 /// Whether a thread that waits for ends has done so for less than `time`.
@@ -164,6 +201,10 @@ fn timeout_at(address: u64) -> Option<Duration> {
 
 fn system_call(id: u32) -> Option<String> {
     std::fs::read_to_string(format!("/proc/self/task/{id}/syscall")).ok()
+}
+
+fn wait_channel(id: u32) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/self/task/{id}/wchan")).ok()
 }
 
 /// How long a thread has computed outside of the kernel; `None` if it has ended, or never leaves the kernel.
@@ -209,6 +250,9 @@ mod tests {
         assert!(!sleeps_elsewhere(libc::SYS_io_uring_enter, &[3, 1, 1, 1, 0, 0]));
         assert!(sleeps_elsewhere(libc::SYS_io_uring_enter, &[3, 0, 1, 1, 0, 0]));
         assert!(sleeps_elsewhere(libc::SYS_futex, &[0; 6]));
+        assert!(waits_elsewhere("futex_do_wait") && waits_elsewhere("poll_schedule_timeout.constprop.0"));
+        // A running thread, one whose place is not told, one that waits for a disk, one that waits for ends and would take them.
+        assert!(!["", "0", "folio_wait_bit_common", "read_events"].into_iter().any(waits_elsewhere));
     }
 
     #[test]
@@ -227,6 +271,8 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel::<()>();
         let waits = std::thread::spawn(move || told.recv());
         settle_within(PATIENCE).expect("it waits in futex");
+        let place = |id| wait_channel(id).expect("a thread of ours");
+        assert!(tasks().expect("ours").into_iter().any(|id| id != own_id() && waits_elsewhere(&place(id))));
         let stuck = std::thread::spawn(move || {
             let id = own_id();
             // More than the pipe takes.
@@ -234,9 +280,11 @@ mod tests {
         });
         std::thread::sleep(Duration::from_millis(100));
         let outcome = settle_within(Duration::from_millis(500));
+        let Err(Error::NotArmed { thread, .. }) = outcome else { panic!("{outcome:?}") };
+        assert!(!waits_elsewhere(&place(thread)), "{}", place(thread));
         drop(output);
         let (id, _) = stuck.join().expect("it ends");
-        assert!(matches!(outcome, Err(Error::NotArmed { thread, .. }) if thread == id), "{outcome:?}");
+        assert_eq!(thread, id);
         drop(tell);
         let _ = waits.join();
     }
