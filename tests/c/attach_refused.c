@@ -34,8 +34,9 @@ int main(int argc, char **argv) {
     void *before = *(void **)&pointer;
     CHECK(api_library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL));
     int flags = strcmp(argv[4], "deep") == 0 ? RTLD_LAZY | RTLD_DEEPBIND : RTLD_NOW;
+    void *object = NULL;
     if (strcmp(argv[3], "-") != 0) {
-        void *object = strcmp(argv[4], "apart") == 0 ? dlmopen(LM_ID_NEWLM, argv[3], flags) : dlopen(argv[3], flags);
+        object = strcmp(argv[4], "apart") == 0 ? dlmopen(LM_ID_NEWLM, argv[3], flags) : dlopen(argv[3], flags);
         if (!object) return fprintf(stderr, "%s\n", dlerror()), 1;
     }
 #if defined(OWN_WRITE) || defined(RAW_WRITE)
@@ -46,6 +47,12 @@ int main(int argc, char **argv) {
     const char *text = status == HOTBACKUP_STATUS_OK ? "-" : API(hotbackup_last_error)();
     if (!strstr(text, argv[2])) return fprintf(stderr, "expected %s, found %s\n", argv[2], text), 1;
     CHECK((status == HOTBACKUP_STATUS_OK) == (*(void **)&pointer != before));
+    void **table = object ? dlsym(object, "table") : NULL;
+    if (table) {
+        int (*plugin)(int) = (int (*)(int))(intptr_t)dlsym(object, "plugin");
+        CHECK(table[0] == dlsym(api_library, "write") && table[1] == table[0]);
+        CHECK(plugin && plugin(open("/dev/null", O_WRONLY)) == 1);
+    }
 #if defined(OWN_WRITE) || defined(RAW_WRITE)
     CHECK(write(fd, "x", 1) == 1 && own_calls == 2);
 #endif
