@@ -1,6 +1,7 @@
 /* Starts sessions from a thread of its own in a program that knows nothing of us: a second, test-only preload library.
  *
  *   HOTBACKUP_DRIVER_SOURCE=... HOTBACKUP_DRIVER_DESTINATIONS=... LD_PRELOAD="libHotBackup.so driver.so" program
+ *   HOTBACKUP_DRIVER_ATTACH=libHotBackup.so LD_PRELOAD=driver.so ... program    loads it in the midst of the program's work, and attaches
  *
  * It makes backups into DESTINATIONS/0, DESTINATIONS/1 ... while the program runs, and a last one when it has returned
  * from main. Those while it runs have their cut when HOTBACKUP_DRIVER_BEGUN exists, if the program gets so far. With
@@ -24,7 +25,9 @@
 static pthread_t thread;
 static atomic_bool stop;
 static pid_t owner;
-static char *source, *destinations, *begun;
+static char *source, *destinations, *begun, *attached;
+/* What the interface is found in. */
+static void *library = RTLD_DEFAULT;
 static int count, pause_ms;
 
 static void note(int number, const char *suffix, const char *text) {
@@ -41,10 +44,10 @@ static void wait_until_begun(void *unused) {
 }
 
 static void make_backup(int number) {
-    __typeof__(&hotbackup_options_init) options_init = dlsym(RTLD_DEFAULT, "hotbackup_options_init");
-    __typeof__(&hotbackup_backup) backup = dlsym(RTLD_DEFAULT, "hotbackup_backup");
-    __typeof__(&hotbackup_last_error) last_error = dlsym(RTLD_DEFAULT, "hotbackup_last_error");
-    if (!options_init || !backup || !last_error) return note(number, "error", "libHotBackup.so is not preloaded");
+    __typeof__(&hotbackup_options_init) options_init = dlsym(library, "hotbackup_options_init");
+    __typeof__(&hotbackup_backup) backup = dlsym(library, "hotbackup_backup");
+    __typeof__(&hotbackup_last_error) last_error = dlsym(library, "hotbackup_last_error");
+    if (!options_init || !backup || !last_error) return note(number, "error", "libHotBackup.so is not loaded");
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/%d", destinations, number);
     mkdir(path, 0755);
@@ -65,8 +68,20 @@ static int number_in(const char *variable, int otherwise) {
     return text ? atoi(text) : otherwise;
 }
 
+static void attach(void) {
+    wait_until_begun(NULL);
+    library = dlopen(attached, RTLD_NOW | RTLD_LOCAL);
+    if (!library) return note(0, "error", dlerror());
+    __typeof__(&hotbackup_attach) attach = dlsym(library, "hotbackup_attach");
+    __typeof__(&hotbackup_last_error) last_error = dlsym(library, "hotbackup_last_error");
+    hotbackup_attachment attachment = {.size = sizeof attachment};
+    if (attach(&attachment) != HOTBACKUP_STATUS_OK) return note(0, "error", last_error());
+    if (attachment.way != HOTBACKUP_WAY_ATTACHED) note(0, "error", "it was there already");
+}
+
 static void *make_backups(void *unused) {
     (void)unused;
+    if (attached) attach();
     for (int number = 0; !stop && number < count; number++) {
         usleep((useconds_t)pause_ms * 1000);
         make_backup(number);
@@ -84,6 +99,7 @@ __attribute__((constructor)) static void begin(void) {
     source = text_in("HOTBACKUP_DRIVER_SOURCE");
     destinations = text_in("HOTBACKUP_DRIVER_DESTINATIONS");
     begun = text_in("HOTBACKUP_DRIVER_BEGUN");
+    attached = text_in("HOTBACKUP_DRIVER_ATTACH");
     count = number_in("HOTBACKUP_DRIVER_BACKUPS", INT_MAX);
     pause_ms = number_in("HOTBACKUP_DRIVER_PAUSE", 1);
     /* The programs that the program starts are not ours. */
