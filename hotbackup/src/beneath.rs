@@ -45,6 +45,11 @@ pub(crate) fn open(
     by_components(root, &mut path[..=len], flags, mode)
 }
 
+/// Whether the kernel, and whoever stands before it, lets us use openat2(2).
+pub(crate) fn has_openat2() -> bool {
+    !matches!(one(CWD, c".", STEP, Mode::empty()), Err(Errno::NOSYS | Errno::PERM))
+}
+
 /// Opens as much of the path at once as the kernel takes.
 fn by_stretches(root: BorrowedFd<'_>, path: &mut [u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     let mut held: Option<OwnedFd> = None;

@@ -4,7 +4,7 @@
 //! it. The steps are in the order of the design: arm, copy, converge, cut, audit, publish.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -65,12 +65,7 @@ impl Plan {
         let exclude = compile(&wishes.exclude)?;
         let mut pairs = Vec::new();
         for (source, destination) in &wishes.pairs {
-            let resolve =
-                |path: &Path| std::fs::canonicalize(path).map_err(|e| Error::io(Op::Resolve, path, e));
-            let (source, destination) = (resolve(source)?, resolve(destination)?);
-            if !source.is_dir() {
-                return Err(Error::SourceNotDirectory { path: source });
-            }
+            let (source, destination) = (resolve_source(source)?, resolve(destination)?);
             if !destination.is_dir() {
                 return Err(Error::DestinationNotDirectory { path: destination });
             }
@@ -91,6 +86,16 @@ impl Plan {
             calls_before_cut: wishes.before_cut.is_some(),
         })
     }
+}
+
+fn resolve(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).map_err(|e| Error::io(Op::Resolve, path, e))
+}
+
+/// Where a source really is, which has to be a directory.
+pub(crate) fn resolve_source(path: &Path) -> Result<PathBuf> {
+    let path = resolve(path)?;
+    if path.is_dir() { Ok(path) } else { Err(Error::SourceNotDirectory { path }) }
 }
 
 fn compile(patterns: &[String]) -> Result<Option<RegexSet>> {
@@ -303,7 +308,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         direct_files: HashSet::new(),
         young: Vec::new(),
         young_until: begun,
-        fanotify: Fanotify::watch(&pairs),
+        fanotify: Fanotify::watch(pairs.iter().map(|pair| pair.root.as_fd())),
         look: Look::new(),
         mappings: Mappings::new(),
         table,

@@ -12,8 +12,8 @@ use crate::registry::WATCH;
 use crate::suspects::{flags_of_descriptor, numbers, read};
 use crate::sys;
 
-/// The names of engine threads (`sys::thread::spawn`) but the conductor's, which is known.
-const OURS: [&str; 2] = ["hotbackup-copy", "hotbackup-check"];
+/// The names of engine threads (`sys::thread::spawn`).
+const OURS: [&str; 3] = ["hotbackup", "hotbackup-copy", "hotbackup-check"];
 
 impl Engine<'_> {
     /// Notes which files the host has open with `O_DIRECT` now. Those not watched yet are remembered for the walk.
@@ -50,7 +50,7 @@ fn direct_files() -> Vec<(u64, u64)> {
 }
 
 /// Where in /proc the host's descriptors stand.
-fn host_table() -> String {
+pub(crate) fn host_table() -> String {
     format!("/proc/{}/task/{}", sys::raw::getpid(), host_thread())
 }
 
@@ -61,12 +61,10 @@ pub(crate) fn host_thread() -> u32 {
     if has_descriptors(leader) {
         return leader;
     }
-    let conductor = sys::raw::gettid();
+    let own = sys::raw::gettid();
     let is_host = |&task: &u32| {
         let name = read(&format!("/proc/{leader}/task/{task}/comm"));
-        task != conductor
-            && name.is_some_and(|name| !OURS.contains(&name.trim_end()))
-            && has_descriptors(task)
+        task != own && name.is_some_and(|name| !OURS.contains(&name.trim_end())) && has_descriptors(task)
     };
     numbers(&format!("/proc/{leader}/task")).into_iter().find(is_host).unwrap_or(leader)
 }

@@ -13,6 +13,7 @@ mod lines;
 mod notes;
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -296,9 +297,7 @@ impl Mappings {
         if self.stores.is_some() || self.refused.is_some() {
             return;
         }
-        // It could not register for itself what we have registered.
-        let stores = if crate::direct::host_has_userfaultfd() { Err(Errno::BUSY) } else { StoreWatch::new() };
-        match stores {
+        match store_watch() {
             Ok(stores) => self.stores = Some(stores),
             Err(errno) => self.refused = Some(errno),
         }
@@ -501,6 +500,21 @@ impl Engine<'_> {
             }
         }
     }
+}
+
+/// What watches stores, if that is possible.
+pub(crate) fn store_watch() -> Result<StoreWatch, Errno> {
+    // The program could not register for itself what we have registered.
+    if crate::direct::host_has_userfaultfd() { Err(Errno::BUSY) } else { StoreWatch::new() }
+}
+
+/// Tells of each file that this process has mapped shared and writable, by device and inode.
+pub(crate) fn each_writable(mut visit: impl FnMut((u64, u64))) {
+    let _ = each(c"/proc/self/maps", &mut Text::new(), |line| {
+        let mapping = shared(&line).filter(|mapping| mapping.writable);
+        mapping.into_iter().for_each(|mapping| visit(mapping.file));
+        Ok::<(), Infallible>(())
+    });
 }
 
 /// What the reader of a report has to know of a mapped file.

@@ -40,19 +40,27 @@ impl Look {
     }
 }
 
+/// Tells of each file that a stream which can be written to stands for, by device and inode. `thread` is one that has the host's
+/// descriptors. False if the streams did not keep still. Allocates nothing.
+pub(crate) fn each_file(streams: Streams, thread: u32, visit: &mut dyn FnMut((u64, u64))) -> bool {
+    streams.writable(|fd| {
+        // A file on a server that does not answer must not hold us up.
+        let (quick, wanted) = (AtFlags::STATX_DONT_SYNC, StatxFlags::INO | StatxFlags::TYPE);
+        let found = sys::raw::with_path_of_descriptor_of(thread, fd, |path| statx(CWD, path, quick, wanted));
+        if let Some(Ok(found)) = found {
+            visit((device(&found), found.stx_ino));
+        }
+    })
+}
+
 impl Engine<'_> {
     /// Finds the files that are written through streams now. Allocates nothing in the freeze.
     pub(crate) fn suspect_streams(&mut self) -> Result<(), Trouble> {
         let Some(streams) = self.look.streams else { return Ok(()) };
         let thread = self.look.thread;
         let mut outcome = Ok(());
-        let settled = streams.writable(|fd| {
-            // A file on a server that does not answer must not hold us up.
-            let (quick, wanted) = (AtFlags::STATX_DONT_SYNC, StatxFlags::INO | StatxFlags::TYPE);
-            let found =
-                sys::raw::with_path_of_descriptor_of(thread, fd, |path| statx(CWD, path, quick, wanted));
-            if let Some(Ok(found)) = found
-                && let Some(marks) = WATCH.find(device(&found), found.stx_ino)
+        let settled = each_file(streams, thread, &mut |(dev, ino)| {
+            if let Some(marks) = WATCH.find(dev, ino)
                 && outcome.is_ok()
             {
                 outcome = self.suspect_stream(marks.node());

@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::io::Errno;
 
 use crate::backup::OnUnseenChange;
 use crate::beneath;
-use crate::conductor::{Engine, Pair};
+use crate::conductor::Engine;
 use crate::copier::Side;
 use crate::error::Result;
 use crate::extents::Marks;
@@ -46,19 +46,29 @@ struct Written {
 impl std::fmt::Display for Way {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Way::Process(pid) | Way::MappedBy(pid) => {
-                // A process that has ended has no name any more.
-                match read(&format!("/proc/{pid}/comm")) {
-                    Some(name) => write!(f, "process {pid} ({})", name.trim())?,
-                    None => write!(f, "process {pid}")?,
-                }
-                f.write_str(match self {
-                    Way::MappedBy(_) => ", which had it mapped for writing",
-                    _ => ", which had it open for writing",
-                })
-            }
+            Way::Process(pid) => write!(f, "{}, which had it open for writing", process(*pid)),
+            Way::MappedBy(pid) => write!(f, "{}, which had it mapped for writing", process(*pid)),
             Way::Mapping => f.write_str("a shared writable mapping of this process"),
         }
+    }
+}
+
+impl Way {
+    /// The same of one that is looked at now, to go behind the file.
+    pub(crate) fn now(self) -> String {
+        match self {
+            Way::Process(pid) => format!("is open for writing in {}", process(pid)),
+            Way::MappedBy(pid) => format!("is mapped for writing in {}", process(pid)),
+            Way::Mapping => "is mapped for writing in this process".into(),
+        }
+    }
+}
+
+fn process(pid: u32) -> String {
+    // A process that has ended has no name any more.
+    match read(&format!("/proc/{pid}/comm")) {
+        Some(name) => format!("process {pid} ({})", name.trim()),
+        None => format!("process {pid}"),
     }
 }
 
@@ -113,36 +123,17 @@ impl Engine<'_> {
         }
     }
 
-    /// Files that other processes have open for writing or mapped such that they can store to them (proc_pid_fd(5),
-    /// proc_pid_fdinfo(5), proc_pid_maps(5)).
     fn find_writers(&self, found: &mut Vec<Written>) {
-        let own = sys::raw::getpid();
-        let mut text = Text::new();
-        for pid in numbers("/proc").into_iter().filter(|&pid| pid != own) {
-            for fd in numbers(&format!("/proc/{pid}/fd")) {
-                let Some((marks, handle)) = watched(format!("/proc/{pid}/fd/{fd}").as_bytes()) else {
-                    continue;
+        each_writer(
+            |dev, ino| WATCH.find(dev, ino),
+            |marks, way, place| {
+                let handle = match place {
+                    Some(place) => handle_at(place),
+                    None => self.tree.get(marks.node()).map(|node| node.handle),
                 };
-                if is_writable(pid, fd) {
-                    found.push(Written { marks, handle, way: Way::Process(pid) });
-                }
-            }
-            let Ok(maps) = CString::new(format!("/proc/{pid}/maps")) else { continue };
-            if !mappings::may_hold_shared(&maps) {
-                continue;
-            }
-            let _ = mappings::each(&maps, &mut text, |line| {
-                if line.is_shared()
-                    && line.is_writable()
-                    && line.inode != 0
-                    && let Some(marks) = line.file().and_then(|(dev, ino)| WATCH.find(dev, ino))
-                    && let Some(node) = self.tree.get(marks.node())
-                {
-                    found.push(Written { marks, handle: node.handle, way: Way::MappedBy(pid) });
-                }
-                Ok::<(), Infallible>(())
-            });
-        }
+                found.extend(handle.map(|handle| Written { marks, handle, way }));
+            },
+        );
     }
 
     pub(crate) fn copy_everything_again(&mut self) {
@@ -155,6 +146,50 @@ impl Engine<'_> {
             }
         }
     }
+}
+
+/// Tells `found` of files that other processes have open for writing or mapped such that they can store to them (proc_pid_fd(5),
+/// proc_pid_fdinfo(5), proc_pid_maps(5)): of those that `find` makes something of by device and inode. With a descriptor comes
+/// where it stands in /proc.
+pub(crate) fn each_writer<T>(
+    find: impl Fn(u64, u64) -> Option<T>,
+    mut found: impl FnMut(T, Way, Option<&OsStr>),
+) {
+    let own = sys::raw::getpid();
+    let mut text = Text::new();
+    for pid in numbers("/proc").into_iter().filter(|&pid| pid != own) {
+        for fd in numbers(&format!("/proc/{pid}/fd")) {
+            let place = format!("/proc/{pid}/fd/{fd}");
+            if let Some(file) = file_at(&place).and_then(|(dev, ino)| find(dev, ino))
+                && is_writable(pid, fd)
+            {
+                found(file, Way::Process(pid), Some(OsStr::new(&place)));
+            }
+        }
+        let Ok(maps) = CString::new(format!("/proc/{pid}/maps")) else { continue };
+        if !mappings::may_hold_shared(&maps) {
+            continue;
+        }
+        let _ = mappings::each(&maps, &mut text, |line| {
+            if line.is_shared()
+                && line.is_writable()
+                && line.inode != 0
+                && let Some(file) = line.file().and_then(|(dev, ino)| find(dev, ino))
+            {
+                found(file, Way::MappedBy(pid), None);
+            }
+            Ok::<(), Infallible>(())
+        });
+    }
+}
+
+/// How many other processes do not show us what they have open.
+pub(crate) fn count_hidden_processes() -> usize {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let is_hidden = |pid: &u32| {
+        matches!(openat(CWD, format!("/proc/{pid}/fd"), flags, Mode::empty()), Err(Errno::ACCESS))
+    };
+    numbers("/proc").iter().filter(|pid| is_hidden(pid)).count()
 }
 
 /// The names in a directory of /proc that are numbers; none if it cannot be read.
@@ -182,14 +217,17 @@ fn is_writable(pid: u32, fd: u32) -> bool {
     })
 }
 
-/// The marks of the file at a path, if the session watches one of its number, and what tells it from another.
-fn watched(path: &[u8]) -> Option<(&'static Marks, u64)> {
-    let path = OsStr::from_bytes(path);
-    let wanted = StatxFlags::INO | StatxFlags::TYPE;
-    let found = statx(CWD, path, AtFlags::empty(), wanted).ok()?;
-    let marks = WATCH.find(device(&found), found.stx_ino)?;
+/// Device and inode of the regular file at a path.
+fn file_at(path: &str) -> Option<(u64, u64)> {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO | StatxFlags::TYPE).ok()?;
+    let is_file = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
+    is_file.then(|| (device(&found), found.stx_ino))
+}
+
+/// What tells the inode of the file at a path from another of the same number.
+fn handle_at(path: &OsStr) -> Option<u64> {
     let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    Some((marks, beneath::examine(file.as_fd(), c"", wanted).ok()?.1))
+    Some(beneath::examine(file.as_fd(), c"", StatxFlags::empty()).ok()?.1)
 }
 
 pub(crate) fn read(path: &str) -> Option<String> {
@@ -229,15 +267,19 @@ pub(crate) struct Fanotify {
 
 impl Fanotify {
     /// Watches the filesystems of the sources, as far as this process may.
-    pub(crate) fn watch(pairs: &[Pair]) -> Fanotify {
+    pub(crate) fn watch<'r>(mut roots: impl Iterator<Item = BorrowedFd<'r>>) -> Fanotify {
         let group = sys::fanotify::group(!is_queue_short()).ok().filter(|group| {
-            pairs.iter().all(|Pair { root, .. }| {
+            roots.all(|root| {
                 // What is told of is found by its handle.
-                FileHandle::of(root.as_fd(), c"").is_some()
-                    && sys::fanotify::watch(group.as_fd(), root.as_fd()).is_ok()
+                FileHandle::of(root, c"").is_some() && sys::fanotify::watch(group.as_fd(), root).is_ok()
             })
         });
         Fanotify { group, nodes: HashMap::new(), indexed: 0, closed: HashMap::new(), overflowed: false }
+    }
+
+    /// Whether it may.
+    pub(crate) fn is_on(&self) -> bool {
+        self.group.is_some()
     }
 
     /// Takes the events that wait; true if some were lost. A file that is not known yet will be read behind its event.

@@ -81,7 +81,7 @@ impl Verification {
 /// May be called on any thread and beside a running session. Reading is done by a thread of ours.
 pub fn verify(dir: impl AsRef<Path>) -> Result<Verification> {
     let dir = dir.as_ref().to_owned();
-    on_own_thread(move || {
+    on_own_thread("the verification", move || {
         refuse_incomplete(&dir)?;
         let path = dir.join(MANIFEST_NAME);
         let manifest = Manifest::open(&path).map_err(|e| match e {
@@ -114,7 +114,7 @@ pub fn verify_with<D: AsRef<Path>>(
 ) -> Result<Verification> {
     let path = manifest.as_ref().to_owned();
     let mut dirs: Vec<_> = dirs.into_iter().map(|dir| dir.as_ref().to_owned()).collect();
-    on_own_thread(move || {
+    on_own_thread("the verification", move || {
         let manifest = Manifest::open(&path)?;
         if dirs.is_empty() {
             dirs = manifest.destinations.iter().map(|made| renamed(made).unwrap_or(made.clone())).collect();
@@ -129,14 +129,18 @@ pub fn verify_with<D: AsRef<Path>>(
     })
 }
 
-fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+/// Does something on a thread with a descriptor table of its own; `what` is its name in errors.
+pub(crate) fn on_own_thread<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let thread = crate::sys::thread::spawn("hotbackup-check", move || {
-        // Where the kernel cannot (before 5.9), only the host's locks on the backup itself are at stake.
+        // Where the kernel cannot (before 5.9), only the host's locks on what is opened are at stake.
         let _ = crate::sys::raw::leave_descriptor_table();
         work()
     });
-    let thread = thread.map_err(|e| Error::io(Op::StartThread, "the verification", e))?;
-    thread.join().unwrap_or_else(|_| Err(Error::Defect("the verification panicked".into())))
+    let thread = thread.map_err(|e| Error::io(Op::StartThread, what, e))?;
+    thread.join().unwrap_or_else(|_| Err(Error::Defect(format!("{what} panicked"))))
 }
 
 /// The directory without the ending that says that it is not complete, if it has that and lies there no longer.

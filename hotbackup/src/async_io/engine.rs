@@ -28,7 +28,7 @@ const QUIETINGS: u32 = 5;
 type Mapping = (u64, u64, u64);
 
 /// Mappings of this process whose name holds `kind`.
-fn mappings(kind: &str) -> Vec<Mapping> {
+pub(super) fn mappings(kind: &str) -> Vec<Mapping> {
     let maps = suspects::read("/proc/self/maps").unwrap_or_default();
     let mapping = |line: &str| {
         let mut words = line.split_ascii_whitespace();
@@ -44,7 +44,7 @@ const COUNTERS: u64 = 0;
 const REQUESTS: u64 = 0x1000_0000;
 
 /// The rings of io_uring that are mapped.
-fn mapped_rings() -> Vec<Mapped> {
+pub(super) fn mapped_rings() -> Vec<Mapped> {
     let mappings = mappings("anon_inode:[io_uring]");
     let requests: HashMap<u64, u64> =
         mappings.iter().filter(|mapping| mapping.1 == REQUESTS).map(|&(at, _, inode)| (inode, at)).collect();

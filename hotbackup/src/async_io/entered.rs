@@ -43,7 +43,7 @@ pub fn set_up(fd: RawFd, flags: u32) {
         .store(SEEN | u64::from(number) << 32 | u64::from(flags), Ordering::Relaxed);
 }
 
-fn flags_of(fd: RawFd) -> Option<u32> {
+pub(super) fn flags_of(fd: RawFd) -> Option<u32> {
     let number = fd.cast_unsigned();
     let word = SET_UP[number as usize % SET_UPS].load(Ordering::Relaxed);
     (word >> 32 == (SEEN >> 32 | u64::from(number))).then_some(word as u32)

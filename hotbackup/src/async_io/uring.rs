@@ -24,13 +24,13 @@ const HANDLE_SIZE: usize = 216;
 const MOST_ENDS: u32 = 1 << 16;
 
 /// Flags of a ring: polled by a kernel thread, or by whoever waits; the sizes of ends and requests; ends of both sizes.
-const SETUP_IOPOLL: u32 = 1 << 0;
-const SETUP_SQPOLL: u32 = 1 << 1;
+pub(super) const SETUP_IOPOLL: u32 = 1 << 0;
+pub(super) const SETUP_SQPOLL: u32 = 1 << 1;
 const SETUP_SQE128: u32 = 1 << 10;
 const SETUP_CQE32: u32 = 1 << 11;
 /// What has ended is told when the thread that submits asks for it, not before.
 pub(super) const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
-const SETUP_CQE_MIXED: u32 = 1 << 18;
+pub(super) const SETUP_CQE_MIXED: u32 = 1 << 18;
 
 /// Flags of a request: its descriptor is an index, and its end is not told.
 const FIXED_FILE: u8 = 1 << 0;
