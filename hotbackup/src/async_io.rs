@@ -11,12 +11,14 @@
 mod aio;
 mod engine;
 mod entered;
+mod examine;
 mod posix;
 mod rings;
 mod uring;
 
 pub use aio::{destroying, reaping, submitting};
 pub use entered::{Entry, entering, registering, set_up};
+pub(crate) use examine::examine;
 pub use posix::{asking, queueing, queueing_list, suspended};
 pub use uring::{leaving, submitting_prepared, submitting_prepared_and_waiting};
 

@@ -943,6 +943,26 @@ pub fn register(proof: Proof) {
     }
 }
 
+/// Says for [`doctor`](crate::doctor()) how an adapter's hooks are in force, and which loaded objects go by them: one finding is of
+/// [`Kind::Hooks`](crate::Kind::Hooks). It changes nothing.
+pub type Examiner = fn() -> Vec<crate::Finding>;
+
+static EXAMINERS: parking_lot::Mutex<Vec<Examiner>> = parking_lot::Mutex::new(Vec::new());
+
+/// Registers what an adapter knows. It is called on a thread of the engine's. Registering it twice has no effect.
+pub fn register_examiner(examiner: Examiner) {
+    let mut examiners = EXAMINERS.lock();
+    if !examiners.iter().any(|&known| std::ptr::fn_addr_eq(known, examiner)) {
+        examiners.push(examiner);
+    }
+}
+
+/// What all adapters know.
+pub(crate) fn examine() -> Vec<crate::Finding> {
+    let examiners = EXAMINERS.lock().clone();
+    examiners.into_iter().flat_map(|examiner| examiner()).collect()
+}
+
 /// Runs every registered proof.
 pub(crate) fn prove() -> crate::Result<()> {
     let proofs = PROOFS.lock().clone();

@@ -39,6 +39,8 @@ mod destination;
 #[cfg(not(loom))]
 mod direct;
 #[cfg(not(loom))]
+mod doctor;
+#[cfg(not(loom))]
 mod error;
 mod extents;
 #[cfg(not(loom))]
@@ -85,6 +87,8 @@ mod walk;
 
 #[cfg(not(loom))]
 pub use backup::{Backup, KeepFree, ManifestPlace, OnUnseenChange, PhaseTimes, Report, Source, Warning};
+#[cfg(not(loom))]
+pub use doctor::{Finding, Kind, Verdict, doctor};
 #[cfg(not(loom))]
 pub use error::{Error, Op, Result};
 #[cfg(not(loom))]

@@ -11,6 +11,8 @@ pub(crate) mod handle;
 #[cfg(not(loom))]
 pub(crate) mod maps;
 pub(crate) mod mem;
+#[cfg(not(loom))]
+pub(crate) mod program;
 pub(crate) mod raw;
 pub(crate) mod scratch;
 pub(crate) mod streams;
