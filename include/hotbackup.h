@@ -124,6 +124,40 @@ typedef enum {
   HOTBACKUP_WAY_ATTACHED = 3,
 } hotbackup_way;
 
+// What a finding of hotbackup_doctor is about.
+typedef enum {
+  // How calls of the program are captured.
+  HOTBACKUP_KIND_HOOKS = 0,
+  // A loaded object, or the program itself, whose calls are not.
+  HOTBACKUP_KIND_OBJECT = 1,
+  // Instructions in a loaded object's text that look like system calls of its own.
+  HOTBACKUP_KIND_RAW_CALLS = 2,
+  // A ring in which the kernel tells of asynchronous requests: of io_uring, or of native AIO.
+  HOTBACKUP_KIND_RING = 3,
+  // A file of the sources that this process has mapped shared and writable.
+  HOTBACKUP_KIND_MAPPING = 4,
+  // A file of the sources that this process writes through a stream (FILE).
+  HOTBACKUP_KIND_STREAM = 5,
+  // A file of the sources that another process has open for writing, or mapped shared and writable.
+  HOTBACKUP_KIND_PROCESS = 6,
+  // Something that the kernel offers or refuses.
+  HOTBACKUP_KIND_SYSTEM = 7,
+} hotbackup_kind;
+
+// What a finding of hotbackup_doctor means for a backup.
+typedef enum {
+  // It is captured, or as it should be.
+  HOTBACKUP_VERDICT_CAPTURED = 0,
+  // The backup is right; its reader should know this.
+  HOTBACKUP_VERDICT_NOTE = 1,
+  // Changes are found and copied again; one that never comes to rest fails the backup, which names the file.
+  HOTBACKUP_VERDICT_COPIED_AGAIN = 2,
+  // A backup is refused, or fails and says why.
+  HOTBACKUP_VERDICT_REFUSES = 3,
+  // Whether changes go by cannot be told.
+  HOTBACKUP_VERDICT_UNTOLD = 4,
+} hotbackup_verdict;
+
 // A session: from hotbackup_start to hotbackup_free.
 typedef struct hotbackup_session hotbackup_session;
 
@@ -254,6 +288,23 @@ typedef struct {
   uint64_t took_ns;
 } hotbackup_attachment;
 
+// One thing that hotbackup_doctor has found. Later versions may have further kinds, verdicts and fields.
+typedef struct {
+  // sizeof(hotbackup_finding), as the library knows it.
+  size_t size;
+  // What it is about.
+  hotbackup_kind kind;
+  // What it means for a backup.
+  hotbackup_verdict verdict;
+  // The file, object or facility.
+  const char *subject;
+  // What was found and what that means, to go behind the subject.
+  const char *text;
+} hotbackup_finding;
+
+// Is told one thing that hotbackup_doctor has found. `finding` and what it points to die when it returns.
+typedef void (*hotbackup_on_finding)(const hotbackup_finding *finding, void *user_data);
+
 // What a complete backup holds and what it took. Set `size` before the call.
 typedef struct {
   // sizeof(hotbackup_report).
@@ -356,6 +407,20 @@ hotbackup_status hotbackup_attach(hotbackup_attachment *attachment);
 // Errors: HOTBACKUP_STATUS_BUSY while a session runs; HOTBACKUP_STATUS_HOOK_NOT_LIVE if a place could not be changed, and
 // then calls may still reach the library, which does no harm.
 hotbackup_status hotbackup_detach(void);
+
+// Examines the running process, and says what a backup of it could promise: which hooks are live, which loaded objects bypass them,
+// which rings, mappings and streams there are, which other processes are on the files of the `count` directories `sources`, and what
+// the kernel refuses. Each finding comes to `on_finding` on the calling thread, with what it means for a backup, when all are known.
+//
+// It changes nothing, and can be called at any time, with a session or without, from any thread, but not from a constructor of a
+// library that is just being loaded. What it says holds for that moment. `count` may be 0: then nothing is said of files.
+//
+// Errors: HOTBACKUP_STATUS_NOT_A_DIRECTORY or HOTBACKUP_STATUS_IO if a source is none or something in it cannot be listed; then
+// nothing is told.
+hotbackup_status hotbackup_doctor(const char *const *sources,
+                                  size_t count,
+                                  hotbackup_on_finding on_finding,
+                                  void *user_data);
 
 // Makes one backup and returns when it is complete and on disk, or has failed: hotbackup_start, hotbackup_finish and
 // hotbackup_free in one call. `report` may be NULL; else its `size` is set.

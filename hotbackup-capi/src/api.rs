@@ -9,10 +9,10 @@ use std::sync::{Mutex, PoisonError};
 use hotbackup::{SessionHandle, Throttle};
 
 pub use crate::declarations::Status;
-use crate::declarations::{Attachment, Options, Progress, Report};
+use crate::declarations::{Attachment, OnFinding, Options, Progress, Report};
 use crate::guard::{self, Failure, guard};
 use crate::options::{self, copy_in};
-use crate::reports::copy_out;
+use crate::reports::{copy_out, tell};
 
 impl Status {
     pub(crate) fn of(error: &hotbackup::Error) -> Status {
@@ -110,6 +110,38 @@ pub unsafe extern "C" fn hotbackup_attach(attachment: *mut Attachment) -> Status
 #[unsafe(no_mangle)]
 pub extern "C" fn hotbackup_detach() -> Status {
     guard(|| Ok(crate::attach::detach()?))
+}
+
+/// Examines the running process, and says what a backup of it could promise: which hooks are live, which loaded objects bypass them,
+/// which rings, mappings and streams there are, which other processes are on the files of the `count` directories `sources`, and what
+/// the kernel refuses. Each finding comes to `on_finding` on the calling thread, with what it means for a backup, when all are known.
+///
+/// It changes nothing, and can be called at any time, with a session or without, from any thread, but not from a constructor of a
+/// library that is just being loaded. What it says holds for that moment. `count` may be 0: then nothing is said of files.
+///
+/// Errors: HOTBACKUP_STATUS_NOT_A_DIRECTORY or HOTBACKUP_STATUS_IO if a source is none or something in it cannot be listed; then
+/// nothing is told.
+///
+/// # Safety
+/// `sources` holds `count` strings; `on_finding` is NULL or what its type says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hotbackup_doctor(
+    sources: *const *const c_char,
+    count: usize,
+    on_finding: OnFinding,
+    user_data: *mut c_void,
+) -> Status {
+    guard(|| {
+        // SAFETY: the caller says so.
+        let given = unsafe { options::slice(sources, count, "sources") }?;
+        // SAFETY: the caller says so.
+        let paths = given.iter().map(|&path| unsafe { guard::path(path, "a source") });
+        let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        crate::live::begin();
+        let found = hotbackup::doctor(paths)?;
+        found.iter().for_each(|finding| tell(finding, on_finding, user_data));
+        Ok(())
+    })
 }
 
 /// Makes one backup and returns when it is complete and on disk, or has failed: hotbackup_start, hotbackup_finish and

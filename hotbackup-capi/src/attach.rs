@@ -116,6 +116,28 @@ pub(crate) fn keep() -> Result<()> {
     Err(Obstacle::Moving.into())
 }
 
+/// How calls of the program reach us, and what the next session would have to lead here first. Changes nothing. `None` if they
+/// are not led here. Fails with the first object that stands in the way of a session.
+pub(crate) fn examine() -> Result<Option<Tally>> {
+    let mut state = state();
+    let Some(Attachment { objects, slots, pointers, .. }) = state.attachment else { return Ok(None) };
+    live::one_namespace()?;
+    let walked = state.walk(Purpose::Examine);
+    state.places = None;
+    match walked {
+        // It has come with a library since: a session looks it up first, which keeps that library loaded.
+        Err(Error::HookNotLive { ref symbol, .. }) if is_unknown(symbol) => {
+            Ok(Some(Tally { objects, slots, pointers, changed: 1 }))
+        }
+        walked => walked.map(Some),
+    }
+}
+
+/// Whether it has not been looked up yet which function a hook replaces.
+fn is_unknown(symbol: &str) -> bool {
+    TABLE.iter().any(|hook| hook.real.known() == 0 && hook.name.to_bytes() == symbol.as_bytes())
+}
+
 /// Waits until every object that has been added is ready for use.
 pub(crate) fn wait_for_loader() -> Result<()> {
     if objects::wait_for_loader() {
@@ -183,7 +205,7 @@ fn no_other() -> Result<()> {
 }
 
 /// Whether the hooks came with the program: they are in it, or it names the library.
-fn is_linked() -> bool {
+pub(crate) fn is_linked() -> bool {
     let ours = TABLE.first().map_or(0, |hook| hook.ours as usize);
     let mut linked = false;
     objects::for_each(|object| {

@@ -110,6 +110,60 @@ pub struct Attachment {
     pub took_ns: u64,
 }
 
+/// What a finding of hotbackup_doctor is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum Kind {
+    /// How calls of the program are captured.
+    Hooks = 0,
+    /// A loaded object, or the program itself, whose calls are not.
+    Object = 1,
+    /// Instructions in a loaded object's text that look like system calls of its own.
+    RawCalls = 2,
+    /// A ring in which the kernel tells of asynchronous requests: of io_uring, or of native AIO.
+    Ring = 3,
+    /// A file of the sources that this process has mapped shared and writable.
+    Mapping = 4,
+    /// A file of the sources that this process writes through a stream (FILE).
+    Stream = 5,
+    /// A file of the sources that another process has open for writing, or mapped shared and writable.
+    Process = 6,
+    /// Something that the kernel offers or refuses.
+    System = 7,
+}
+
+/// What a finding of hotbackup_doctor means for a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum Verdict {
+    /// It is captured, or as it should be.
+    Captured = 0,
+    /// The backup is right; its reader should know this.
+    Note = 1,
+    /// Changes are found and copied again; one that never comes to rest fails the backup, which names the file.
+    CopiedAgain = 2,
+    /// A backup is refused, or fails and says why.
+    Refuses = 3,
+    /// Whether changes go by cannot be told.
+    Untold = 4,
+}
+
+/// One thing that hotbackup_doctor has found. Later versions may have further kinds, verdicts and fields.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Finding {
+    /// sizeof(hotbackup_finding), as the library knows it.
+    pub size: usize,
+    /// What it is about.
+    pub kind: Kind,
+    /// What it means for a backup.
+    pub verdict: Verdict,
+    /// The file, object or facility.
+    pub subject: *const c_char,
+    /// What was found and what that means, to go behind the subject.
+    pub text: *const c_char,
+}
+
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -217,6 +271,8 @@ pub type OnProgress =
 /// Anything but 0 leaves the entry at this full source path out. The string dies when it returns.
 pub type ExcludeIf =
     Option<unsafe extern "C-unwind" fn(path: *const c_char, user_data: *mut c_void) -> c_int>;
+/// Is told one thing that hotbackup_doctor has found. `finding` and what it points to die when it returns.
+pub type OnFinding = Option<unsafe extern "C-unwind" fn(finding: *const Finding, user_data: *mut c_void)>;
 /// Is called around the cut.
 pub type AtCut = Option<unsafe extern "C-unwind" fn(user_data: *mut c_void)>;
 /// Is told what the reader of a report should know though the backup is right. The string dies when it returns.

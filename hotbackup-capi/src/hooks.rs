@@ -48,6 +48,11 @@ macro_rules! hooks {
             }, )* )*
         ];
 
+        /// Whether the table says what the system call of this number changes.
+        pub(crate) fn has_number(number: c_long) -> bool {
+            [$( $( $(crate::numbers::$number,)+ )? )*].contains(&number)
+        }
+
         /// Makes the system call `real`, of which the table says what it means.
         #[inline(always)]
         pub(crate) fn pass_by_number(

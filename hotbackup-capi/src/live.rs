@@ -14,8 +14,9 @@ use hotbackup::{Error, Result, intercept};
 
 use crate::asynchronous::look_at_environment;
 use crate::attach;
+use crate::doctor;
 use crate::elf::{Import, Tables, Use};
-use crate::hooks::{TABLE, look_up_all};
+use crate::hooks::{Hook, TABLE, look_up_all};
 use crate::objects::{self, Excepted, Object, look_up, owner, owner_base, program_header, text};
 use crate::scope::{LinkMap, Namespace, SearchLists};
 
@@ -26,6 +27,7 @@ pub(crate) extern "C" fn begin() {
         look_up_all();
         look_at_environment();
         intercept::register(prove);
+        intercept::register_examiner(doctor::examine);
     }
 }
 
@@ -64,6 +66,34 @@ pub(crate) fn in_force() -> Result<()> {
     census.other_namespaces();
     census.bypass.map_or(Ok(()), |bypass| Err(bypass.into()))
 }
+
+/// All objects that bypass a hook, each with the first one that it does, where the loader itself has bound calls to ours. Fails if
+/// calls do not reach us at all.
+pub(crate) fn all_bypasses() -> Result<Vec<Error>> {
+    let mut census = Census::new();
+    census.first_in_search_order()?;
+    let mut all: Vec<Error> = Vec::new();
+    // Names are kept only of an object with which a walk ends: so there is one for each. Objects may come meanwhile.
+    while all.len() < MOST_BYPASSES {
+        census.to_skip = all.len();
+        objects::for_each(|object| census.visit(object));
+        census.other_namespaces();
+        match census.bypass.take() {
+            Some(bypass) => all.push(bypass.into()),
+            None => break,
+        }
+    }
+    Ok(all)
+}
+
+/// How many hooks stand before the function that they replace, and how many there are.
+pub(crate) fn count_hooks() -> (usize, usize) {
+    let is_first = |hook: &&Hook| look_up(hook.name) == hook.ours as usize && hook.real.known() != 0;
+    (TABLE.iter().filter(is_first).count(), TABLE.len())
+}
+
+/// So many objects that bypass a hook are told of at most.
+const MOST_BYPASSES: usize = 64;
 
 /// Fails with an object that calls a hooked function of another C library than ours.
 pub(crate) fn one_namespace() -> Result<()> {
@@ -110,6 +140,10 @@ struct Census {
     /// Our own namespace, as the loader describes it.
     space: *const Namespace,
     search_lists: OnceCell<Option<SearchLists>>,
+    /// So many objects that bypass a hook are passed over.
+    to_skip: usize,
+    /// The object at hand is one of those.
+    is_skipped: bool,
     bypass: Option<Bypass>,
 }
 
@@ -122,6 +156,8 @@ impl Census {
             excepted: Excepted::new(),
             space: look_up(c"_r_debug") as *const Namespace,
             search_lists: OnceCell::new(),
+            to_skip: 0,
+            is_skipped: false,
             bypass: None,
         }
     }
@@ -161,6 +197,7 @@ impl Census {
             return true;
         }
         let is_deep = OnceCell::new();
+        self.is_skipped = false;
         if let Some(tables) = object.tables() {
             tables.imports().for_each(|import| self.check(object, &is_deep, &import));
         }
@@ -184,10 +221,19 @@ impl Census {
             Use::Variable => address == hook.real.address() as usize,
             _ => is_deep || !ours(address),
         };
-        if is_bypass && self.bypass.is_none() {
+        if is_bypass && self.bypass.is_none() && !self.skips() {
             let way = if is_deep { Way::Deep } else { Way::To(address) };
             self.bypass = Some(Bypass { object: object.name(), symbol: hook.name.into(), way });
         }
+    }
+
+    /// Whether the object at hand, which bypasses a hook, is to be passed over.
+    fn skips(&mut self) -> bool {
+        if !self.is_skipped && self.to_skip > 0 {
+            self.to_skip -= 1;
+            self.is_skipped = true;
+        }
+        self.is_skipped
     }
 
     /// Whether an object's calls that are still to be bound will be looked up in its own libraries first.
@@ -238,7 +284,9 @@ impl Census {
                 continue;
             }
             let mut names = tables.imports().map(|import| import.name);
-            if let Some(name) = names.find(|name| self.index.contains_key(name.to_bytes())) {
+            let name = names.find(|name| self.index.contains_key(name.to_bytes()));
+            self.is_skipped = false;
+            if let Some(name) = name.filter(|_| !self.skips()) {
                 // SAFETY: the loader's names end with NUL.
                 let object = text(unsafe { CStr::from_ptr(object.name) });
                 self.bypass = Some(Bypass { object, symbol: name.into(), way: Way::OtherNamespace });

@@ -1,10 +1,11 @@
 //! What a C program is told: how far a session has come, and what came of it.
 
+use std::ffi::c_void;
 use std::ptr;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::declarations::{Attachment, Phase, Progress, Report};
-use crate::guard::Failure;
+use crate::declarations::{Attachment, Finding, Kind, OnFinding, Phase, Progress, Report, Verdict};
+use crate::guard::{self, Failure};
 use crate::options::Warn;
 
 impl From<&hotbackup::Progress> for Progress {
@@ -45,6 +46,36 @@ impl Attachment {
         // SAFETY: the caller says so.
         unsafe { copy_out(self, attachment, size_at(attachment)?) }
     }
+}
+
+/// Hands one finding of the doctor's to the caller's function, for as long as that takes.
+pub(crate) fn tell(finding: &hotbackup::Finding, on_finding: OnFinding, user_data: *mut c_void) {
+    let Some(tell) = on_finding else { return };
+    let (subject, text) = (guard::c_path(&finding.subject), guard::c_string(finding.text.as_str()));
+    let finding = Finding {
+        size: size_of::<Finding>(),
+        kind: match finding.kind {
+            hotbackup::Kind::Hooks => Kind::Hooks,
+            hotbackup::Kind::Object => Kind::Object,
+            hotbackup::Kind::RawCalls => Kind::RawCalls,
+            hotbackup::Kind::Ring => Kind::Ring,
+            hotbackup::Kind::Mapping => Kind::Mapping,
+            hotbackup::Kind::Stream => Kind::Stream,
+            hotbackup::Kind::Process => Kind::Process,
+            _ => Kind::System,
+        },
+        verdict: match finding.verdict {
+            hotbackup::Verdict::Captured => Verdict::Captured,
+            hotbackup::Verdict::Note => Verdict::Note,
+            hotbackup::Verdict::CopiedAgain => Verdict::CopiedAgain,
+            hotbackup::Verdict::Refuses => Verdict::Refuses,
+            _ => Verdict::Untold,
+        },
+        subject: subject.as_ptr(),
+        text: text.as_ptr(),
+    };
+    // SAFETY: the caller gave a function of this type; the struct and its strings live until it returns.
+    unsafe { tell(&finding, user_data) };
 }
 
 impl Progress {
