@@ -10,10 +10,10 @@ static int found_static, found_go, found_hooks;
 
 static void on_finding(const hotbackup_finding *found, void *unused) {
     (void)unused;
-    int is_object = found->kind == HOTBACKUP_KIND_OBJECT && found->verdict == HOTBACKUP_VERDICT_COPIED_AGAIN;
-    found_static += is_object && strstr(found->text, "linked statically");
-    found_go += is_object && strstr(found->text, "written in Go");
-    found_hooks += found->kind == HOTBACKUP_KIND_HOOKS && found->verdict == HOTBACKUP_VERDICT_UNTOLD;
+    int is_object = found->kind == HOTBACKUP_KIND_OBJECT, is_untold = found->verdict == HOTBACKUP_VERDICT_UNTOLD;
+    found_static += is_object && found->verdict == HOTBACKUP_VERDICT_COPIED_AGAIN && strstr(found->text, "linked statically");
+    found_go += is_object && is_untold && strstr(found->text, "written in Go");
+    found_hooks += found->kind == HOTBACKUP_KIND_HOOKS && is_untold;
 }
 
 int main(void) {

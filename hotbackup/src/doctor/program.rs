@@ -9,9 +9,10 @@ const PT_NOTE: u32 = 4;
 /// Adds what stands in the way of capturing a program's calls, whatever is loaded into it.
 pub(super) fn examine(found: &mut Vec<Finding>) {
     let Some(headers) = Headers::read() else { return };
-    let add = |text| Finding::new(Kind::Object, Verdict::CopiedAgain, "the program", text);
+    let add = |verdict, text| Finding::new(Kind::Object, verdict, "the program", text);
     if headers.all().all(|header| header.kind != PT_INTERP) {
         found.push(add(
+            Verdict::CopiedAgain,
             "it is linked statically, so that no library can be put before the C library in it: what its calls change is found \
              and copied again",
         ));
@@ -19,6 +20,7 @@ pub(super) fn examine(found: &mut Vec<Finding>) {
     let mut notes = headers.all().filter(|header| header.kind == PT_NOTE);
     if notes.any(|note| headers.contents(note).is_some_and(|notes| is_of_go(&notes))) {
         found.push(add(
+            Verdict::Untold,
             "it is written in Go, which makes its system calls itself: what they change is found and copied again, unless a \
              captured call changes the same file in between",
         ));
