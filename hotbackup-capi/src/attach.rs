@@ -96,6 +96,7 @@ pub(crate) fn keep() -> Result<()> {
         return live::in_force();
     }
     for _ in 0..ROUNDS {
+        state.wait_for_new()?;
         live::one_namespace()?;
         TABLE.iter().filter(|hook| hook.real.known() == 0).for_each(|hook| hook.real.aim_behind_all());
         let tally = state.walk(Purpose::Attach)?;
@@ -121,6 +122,7 @@ pub(crate) fn keep() -> Result<()> {
 pub(crate) fn examine() -> Result<Option<Tally>> {
     let mut state = state();
     let Some(Attachment { objects, slots, pointers, .. }) = state.attachment else { return Ok(None) };
+    state.wait_for_new()?;
     live::one_namespace()?;
     let walked = state.walk(Purpose::Examine);
     state.places = None;
@@ -148,14 +150,21 @@ pub(crate) fn wait_for_loader() -> Result<()> {
 }
 
 impl State {
+    /// Waits until objects that are not known yet are ready for use, and forgets what the known ones are compared with. Returns how
+    /// many were ever added. To be called before the loader is asked anything: who loads a library may hold it for ever.
+    fn wait_for_new(&mut self) -> Result<u64> {
+        let added = objects::count_added();
+        if self.places.as_ref().is_none_or(|&(_, known)| known != added) {
+            self.places = None;
+            wait_for_loader()?;
+        }
+        Ok(added)
+    }
+
     /// Walks through all objects at a moment at which none is being loaded.
     fn walk(&mut self, purpose: Purpose) -> Result<Tally> {
         for _ in 0..WALKS {
-            let added = objects::count_added();
-            if self.places.as_ref().is_none_or(|&(_, known)| known != added) {
-                self.places = None;
-                wait_for_loader()?;
-            }
+            let added = self.wait_for_new()?;
             // What the program does with its memory is not counted.
             let memory = Memory::read().map_err(|source| Error::Io {
                 op: Op::Read,

@@ -129,7 +129,7 @@ const LOADING: Duration = Duration::from_secs(5);
 /// Another thread takes the lock: it may never be had where a constructor does not return.
 pub(crate) fn wait_for_loader() -> bool {
     let (tell, told) = mpsc::channel();
-    let waits = intercept::aside("hotbackup-loader", move || {
+    let waits = intercept::aside(move || {
         owner_base(0);
         let _ = tell.send(());
     });

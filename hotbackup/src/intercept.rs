@@ -895,12 +895,12 @@ pub fn is_engine() -> bool {
     sys::thread::is_engine()
 }
 
-/// Does something on a thread of its own, which no signal of the host's reaches, and does not wait for it.
+/// Does something on a thread of the engine's, which no signal of the host's reaches, and does not wait for it.
 ///
 /// # Errors
 /// There is no thread to be had.
-pub fn aside(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    sys::thread::spawn(name, work).map(drop)
+pub fn aside(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    sys::thread::spawn("hotbackup-check", work).map(drop)
 }
 
 /// Two words that every thread has for an adapter, zeros at first. They are there from the thread's beginning, however late

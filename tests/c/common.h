@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -86,6 +87,29 @@ static inline double now_ms(void) {
 static inline void nap_ms(long ms) {
     struct timespec t = {ms / 1000, ms % 1000 * 1000000};
     nanosleep(&t, NULL);
+}
+
+/* A child that lives until it is ended. It says by one byte into `begun` that it is where it is to be. */
+static inline pid_t start_child(void (*work)(const void *argument, int begun), const void *argument) {
+    int said[2];
+    CHECK(pipe(said) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(said[0]);
+        work(argument, said[1]);
+        _exit(1);
+    }
+    char begun;
+    close(said[1]);
+    CHECK(read(said[0], &begun, 1) == 1);
+    close(said[0]);
+    return child;
+}
+
+static inline void end_child(pid_t child) {
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
 }
 
 /* What a session is to do with one pair of directories: no manifest, and no room is kept free. */

@@ -9,7 +9,6 @@
 #include <linux/aio_abi.h>
 #include <stdbool.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 
 #include "hotbackup.h"
 
@@ -54,25 +53,14 @@ static void expect(int line, hotbackup_kind kind, hotbackup_verdict verdict, con
 }
 #define EXPECT(...) expect(__LINE__, __VA_ARGS__)
 
-/* A process that has a file open for writing, and another one mapped. */
-static pid_t holder(const char *opened, const char *mapped) {
-    int said[2];
-    CHECK(pipe(said) == 0);
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        int fd = open(mapped, O_RDWR);
-        void *map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        close(fd);
-        if (map == MAP_FAILED || open(opened, O_WRONLY) < 0 || write(said[1], "", 1) != 1) _exit(1);
-        for (;;) pause();
-    }
-    char begun;
-    CHECK(read(said[0], &begun, 1) == 1);
-    close(said[0]);
-    close(said[1]);
-    return child;
+/* Has a file open for writing, and another one mapped. */
+static void hold_files(const void *unused, int begun) {
+    (void)unused;
+    int fd = open(in(source, "mapped elsewhere"), O_RDWR);
+    void *map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (map == MAP_FAILED || open(in(source, "opened elsewhere"), O_WRONLY) < 0 || write(begun, "", 1) != 1) return;
+    for (;;) pause();
 }
 
 static const char *const files[] = {"mapped", "stream", "opened elsewhere", "mapped elsewhere", "deep/er/linked", "quiet"};
@@ -87,7 +75,7 @@ static void check_files(bool captured) {
     /* The name that it was opened by is outside of the sources. */
     FILE *linked = fopen(in(source, "../doctor.linked"), "a");
     CHECK(stream && linked);
-    pid_t child = holder(in(source, "opened elsewhere"), in(source, "mapped elsewhere"));
+    pid_t child = start_child(hold_files, NULL);
     aio_context_t aio = 0;
     struct io_uring ring, polled, single;
     CHECK(syscall(SYS_io_setup, 8, &aio) == 0);
@@ -111,7 +99,7 @@ static void check_files(bool captured) {
     EXPECT(HOTBACKUP_KIND_RING, HOTBACKUP_VERDICT_REFUSES, of_polled, "IORING_SETUP_SQPOLL");
     for (int i = 0; i < count; i++) CHECK(!strstr(findings[i].subject, "quiet"));
 
-    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    end_child(child);
     CHECK(munmap(map, 4096) == 0 && fclose(stream) == 0 && fclose(linked) == 0);
     CHECK(syscall(SYS_io_destroy, aio) == 0);
     io_uring_queue_exit(&ring);

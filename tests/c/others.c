@@ -7,7 +7,6 @@
 
 #include <stdbool.h>
 #include <sys/fanotify.h>
-#include <sys/prctl.h>
 
 enum { BLOCK = 64 << 10, FILES = 12 };
 
@@ -21,7 +20,8 @@ static void on_warning(const char *text, void *unused) {
 }
 
 /* Writes blocks to a file, each of one number, 20 ms apart. */
-static void write_now_and_then(int fd, int begun) {
+static void write_now_and_then(const void *path, int begun) {
+    int fd = open(path, O_WRONLY);
     static unsigned char block[BLOCK];
     for (unsigned char number = 1;; number++) {
         memset(block, number, sizeof block);
@@ -32,10 +32,8 @@ static void write_now_and_then(int fd, int begun) {
 }
 
 /* Writes to a file whenever somebody is about to read it, who waits meanwhile: so it never keeps still. */
-static void write_at_every_read(int fd, int begun) {
-    int group = fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, O_RDONLY);
-    char path[32];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+static void write_at_every_read(const void *path, int begun) {
+    int fd = open(path, O_WRONLY), group = fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, O_RDONLY);
     if (group < 0 || fanotify_mark(group, FAN_MARK_ADD, FAN_ACCESS_PERM, AT_FDCWD, path)) _exit(1);
     if (write(begun, "", 1) != 1) _exit(1);
     for (;;) {
@@ -46,27 +44,6 @@ static void write_at_every_read(int fd, int begun) {
         if (write(group, &response, sizeof response) != sizeof response) _exit(1);
         close(event.fd);
     }
-}
-
-/* A process that does this with a file until it is killed. */
-static pid_t writer(const char *path, void (*writes)(int, int)) {
-    int said[2];
-    CHECK(pipe(said) == 0);
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        writes(open(path, O_WRONLY), said[1]);
-    }
-    char begun;
-    CHECK(read(said[0], &begun, 1) == 1);
-    close(said[0]);
-    close(said[1]);
-    return child;
-}
-
-static void end(pid_t child) {
-    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
 }
 
 /* Has a child write once to a file, at a place, and end. */
@@ -176,10 +153,10 @@ int main(int argc, char **argv) {
 
     /* Somebody who rests now and then. */
     fill(in(source, "often"), BLOCK, 0);
-    pid_t child = writer(in(source, "often"), write_now_and_then);
+    pid_t child = start_child(write_now_and_then, in(source, "often"));
     const char *often = strdup(in(argv[2], "often"));
     CHECK_OK(backup(often, HOTBACKUP_UNSEEN_RETRY, NULL, &report));
-    end(child);
+    end_child(child);
     CHECK(strstr(warnings, "often: was also being written by process"));
     static char block[BLOCK];
     int fd = open(in(often, "often"), O_RDONLY);
@@ -189,13 +166,13 @@ int main(int argc, char **argv) {
     /* Somebody who does not, which takes root to arrange. */
     if (geteuid() != 0) return 0;
     fill(in(source, "always"), BLOCK, 0);
-    child = writer(in(source, "always"), write_at_every_read);
+    child = start_child(write_at_every_read, in(source, "always"));
     CHECK(backup(in(argv[2], "never"), HOTBACKUP_UNSEEN_RETRY, NULL, &report) == HOTBACKUP_STATUS_UNSEEN);
     CHECK(strstr(API(hotbackup_last_error)(), in(source, "always")));
     const char *warned = strdup(in(argv[2], "warned"));
     CHECK_OK(backup(warned, HOTBACKUP_UNSEEN_WARN, NULL, &report));
     CHECK(report.unseen_files > 0 && strstr(warnings, "always: was changed at the cut as well"));
     manifest_names(warned, in(source, "always"));
-    end(child);
+    end_child(child);
     return 0;
 }

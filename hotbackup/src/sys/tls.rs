@@ -46,13 +46,13 @@ mod place {
     pub(super) fn own() -> *const Own {
         let own: *const Own;
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: reads where the thread's block begins and how far from there the variable lies.
+        // SAFETY: reads where the thread's block begins and how far from there the variable lies, neither of which ever changes.
         unsafe {
             core::arch::asm!(
                 name!("mov {own}, qword ptr [rip + ", "@GOTTPOFF]"),
                 "add {own}, qword ptr fs:[0]",
                 own = out(reg) own,
-                options(pure, nomem, nostack),
+                options(pure, readonly, nostack),
             );
         }
         #[cfg(target_arch = "aarch64")]
@@ -65,7 +65,7 @@ mod place {
                 "add {own}, {own}, {block}",
                 own = out(reg) own,
                 block = out(reg) _,
-                options(pure, nomem, nostack, preserves_flags),
+                options(pure, readonly, nostack, preserves_flags),
             );
         }
         own
