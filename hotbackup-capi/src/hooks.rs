@@ -20,7 +20,7 @@ use crate::asynchronous::{
     Reaps, Registers, SetsUp, Submits, Suspends,
 };
 use crate::control::Control;
-use crate::meaning::{self, Ends, EndsMany, Maps, Meaning, Moves, Register};
+use crate::meaning::{self, Ends, EndsMany, Maps, Meaning, Moves, Register, Unmaps};
 use crate::real::{Real, Unavailable, get_errno, set_errno};
 use crate::streams::{self, Closes, Reopens, Stream};
 
@@ -256,6 +256,8 @@ hooks! {
     // Mappings: stores to them are no calls, but that there is one has to be known before the first.
     [mmap | mmap64](place: *mut c_void, len: size_t, protection: c_int, flags: c_int, fd: c_int, at: off64_t)
         -> *mut c_void => Maps { len, flags, fd, at }, or SYS_mmap;
+    // A ring of io_uring that is unmapped is seen for the last time.
+    [munmap](place: usize, len: size_t) -> c_int => Unmaps { place, len }, by SYS_munmap, or SYS_munmap;
 
     // Sizes.
     [ftruncate | ftruncate64](fd: c_int, len: off64_t) -> c_int => Change::Resize { fd, len }, by SYS_ftruncate;

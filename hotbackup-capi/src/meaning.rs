@@ -88,6 +88,20 @@ impl Meaning<*mut c_void> for Maps {
     }
 }
 
+/// `munmap`.
+pub(crate) struct Unmaps {
+    pub(crate) place: usize,
+    pub(crate) len: size_t,
+}
+
+impl<R> Meaning<R> for Unmaps {
+    /// Allocators hold their locks here, too.
+    #[inline(always)]
+    fn pass(self, real: impl FnOnce() -> R) -> R {
+        intercept::unmapping(self.place, self.len, real)
+    }
+}
+
 /// An argument as the kernel takes it out of a register: it looks at no more of it than its type has.
 pub(crate) trait Register {
     fn read(register: usize) -> Self;

@@ -9,10 +9,10 @@ use std::ffi::c_long;
 pub(crate) use libc::{
     SYS_close, SYS_close_range, SYS_copy_file_range, SYS_dup3, SYS_fallocate, SYS_fchmod, SYS_fchmodat,
     SYS_fchown, SYS_fchownat, SYS_fremovexattr, SYS_fsetxattr, SYS_ftruncate, SYS_ioctl, SYS_linkat,
-    SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_mkdirat, SYS_mknodat, SYS_open_by_handle_at, SYS_openat,
-    SYS_openat2, SYS_pwrite64, SYS_pwritev, SYS_pwritev2, SYS_removexattr, SYS_renameat, SYS_renameat2,
-    SYS_sendfile, SYS_setxattr, SYS_splice, SYS_symlinkat, SYS_truncate, SYS_unlinkat, SYS_utimensat,
-    SYS_write, SYS_writev,
+    SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_mkdirat, SYS_mknodat, SYS_munmap, SYS_open_by_handle_at,
+    SYS_openat, SYS_openat2, SYS_pwrite64, SYS_pwritev, SYS_pwritev2, SYS_removexattr, SYS_renameat,
+    SYS_renameat2, SYS_sendfile, SYS_setxattr, SYS_splice, SYS_symlinkat, SYS_truncate, SYS_unlinkat,
+    SYS_utimensat, SYS_write, SYS_writev,
 };
 
 // Younger than names that libc has everywhere; the same on every architecture.

@@ -17,7 +17,7 @@ mod rings;
 mod uring;
 
 pub use aio::{destroying, reaping, submitting};
-pub use entered::{Entry, entering, registering, set_up};
+pub use entered::{Entry, entering, registering, set_up, unmapping};
 pub(crate) use examine::examine;
 pub use posix::{asking, queueing, queueing_list, suspended};
 pub use uring::{leaving, submitting_prepared, submitting_prepared_and_waiting};

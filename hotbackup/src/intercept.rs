@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags, st
 
 pub use crate::async_io::{
     Entry, asking, destroying, entering, leaving, queueing, queueing_list, reaping, registering, set_up,
-    submitting, submitting_prepared, submitting_prepared_and_waiting, suspended,
+    submitting, submitting_prepared, submitting_prepared_and_waiting, suspended, unmapping,
 };
 pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
 use crate::crossings;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::rings::{self, Ring};
 use super::uring::{self, Mapped, Places};
-use super::{REASONS, Untracked, aio, posix, untracked};
+use super::{REASONS, Untracked, aio, mark, posix, untracked};
 use crate::conductor::{Engine, Trouble};
 use crate::error::{Error, Result};
 use crate::flights::Flights;
@@ -43,15 +43,14 @@ pub(super) fn mappings(kind: &str) -> Vec<Mapping> {
 const COUNTERS: u64 = 0;
 const REQUESTS: u64 = 0x1000_0000;
 
-/// The rings of io_uring that are mapped.
+/// The rings of io_uring that are mapped, counters and requests: one that is half mapped cannot be used.
 pub(super) fn mapped_rings() -> Vec<Mapped> {
     let mappings = mappings("anon_inode:[io_uring]");
     let requests: HashMap<u64, u64> =
         mappings.iter().filter(|mapping| mapping.1 == REQUESTS).map(|&(at, _, inode)| (inode, at)).collect();
     let counters = mappings.into_iter().filter(|mapping| mapping.1 == COUNTERS);
-    let ring =
-        |(address, _, inode)| Mapped { address, requests: requests.get(&inode).copied().unwrap_or(0), inode };
-    counters.map(ring).collect()
+    let ring = |(address, _, inode)| Some(Mapped { address, requests: *requests.get(&inode)?, inode });
+    counters.filter_map(ring).collect()
 }
 
 /// A descriptor of the host's of the ring with this inode.
@@ -61,56 +60,53 @@ fn descriptor_of(inode: u64) -> Option<u32> {
 }
 
 fn is_known(mapped: &Mapped) -> bool {
-    WATCH.async_io.find(mapped.address).is_some_and(|ring| ring.kind() == rings::URING)
+    let known = WATCH.async_io.find(mapped.address).filter(|ring| ring.kind() == rings::URING);
+    // One that was met by its handle need not have been seen mapped.
+    known.is_some_and(|ring| [0, mapped.inode].contains(&ring.inode.load(Ordering::Relaxed)))
 }
 
-/// The rings of io_uring that were used and that no captured call has met: one enters a ring before it submits. `places` is
-/// asked for when it is needed.
-fn used_rings(places: &mut Option<Places>) -> Vec<(Mapped, Places)> {
-    let mut found = mapped_rings();
-    found.retain(|mapped| !is_known(mapped));
-    if !found.is_empty() && places.is_none() {
-        *places = Places::ask();
-        if places.is_none() {
-            untracked(Untracked::Unreadable);
-        }
-    }
-    let used = |mapped: Mapped| {
-        let places = (*places)?;
-        (places.was_used(mapped.address) && !is_known(&mapped)).then_some((mapped, places))
-    };
-    found.into_iter().filter_map(used).collect()
-}
-
-/// Takes up the rings that were made since the session began, and are not known.
-fn take_up_new_rings() {
-    let mut places = None;
-    for mapped in mapped_rings() {
-        if is_known(&mapped) {
-            continue;
-        }
-        places = places.or_else(Places::ask);
-        let Some((places, ring)) = places.zip(WATCH.async_io.enter(mapped.address)) else { return };
+/// Takes up the rings that are not known.
+fn take_up(places: Places, rings: impl Iterator<Item = Mapped>) {
+    for mapped in rings.filter(|mapped| !is_known(mapped)) {
+        let Some(ring) = WATCH.async_io.enter(mapped.address) else { return };
         places.take_up(ring, mapped);
     }
 }
 
-/// Lets go of rings that a program has unmapped. All that was submitted to such a ring has to have been seen to end.
-fn forget_unmapped_rings() {
+/// Takes up the rings that were used before the session began.
+fn take_up_used_rings(places: Places) {
     let mapped = mapped_rings();
-    let is_there = |ring: &Ring| {
-        let inode = ring.inode.load(Ordering::Relaxed);
-        mapped.iter().any(|mapped| mapped.address == ring.address() && mapped.inode == inode)
-    };
-    for ring in WATCH.async_io.rings() {
-        let by_hand = ring.kind() == rings::URING && ring.by_handle.load(Ordering::Relaxed) == 0;
-        if by_hand && !is_there(ring) {
-            if WATCH.async_io.flights().is_some_and(|flights| flights.any_flies(ring.address())) {
-                untracked(Untracked::Unreadable);
-            }
-            ring.set_kind(rings::GONE);
-        }
+    forget_unmapped_rings(&mapped);
+    take_up(places, mapped.into_iter().filter(|mapped| places.was_used(mapped.address)));
+}
+
+/// Takes up the rings that were made since.
+fn take_up_new_rings() {
+    let mapped = mapped_rings();
+    forget_unmapped_rings(&mapped);
+    if mapped.iter().all(is_known) {
+        return;
     }
+    match Places::ask() {
+        Some(places) => take_up(places, mapped.into_iter()),
+        None => untracked(Untracked::Unreadable),
+    }
+}
+
+/// The rings of io_uring that are followed.
+fn urings() -> impl Iterator<Item = &'static Ring> {
+    WATCH.async_io.rings().filter(|ring| ring.kind() == rings::URING)
+}
+
+/// Lets go of rings that a program has unmapped, and made another in the place of, perhaps. All that was submitted to such a ring
+/// has to have been seen to end.
+fn forget_unmapped_rings(mapped: &[Mapped]) {
+    let is_gone = |ring: &Ring| {
+        let (by_handle, inode) = (&ring.by_handle, ring.inode.load(Ordering::Relaxed));
+        let is_it = |mapped: &Mapped| mapped.address == ring.address() && mapped.inode == inode;
+        by_handle.load(Ordering::Relaxed) == 0 && !mapped.iter().any(is_it)
+    };
+    urings().filter(|ring| is_gone(ring)).for_each(|ring| uring::let_go(ring, is_gone));
 }
 
 impl Engine<'_> {
@@ -119,20 +115,28 @@ impl Engine<'_> {
     pub(crate) fn take_up_rings(&mut self) -> Result<()> {
         let aio = mappings("/[aio]").into_iter().filter(|mapping| mapping.1 == 0);
         aio.for_each(|(address, ..)| WATCH.async_io.follow_aio(address));
-        let mut places = None;
-        for quieting in 0..QUIETINGS {
-            for (mapped, places) in used_rings(&mut places) {
-                let Some(ring) = WATCH.async_io.enter(mapped.address) else { continue };
-                places.take_up(ring, mapped);
-                ring.descriptor.store(descriptor_of(mapped.inode).map_or(0, |fd| fd + 1), Ordering::Relaxed);
-            }
-            let is_quiet = self.quiet_rings(QUIETING * (1 << quieting));
-            WATCH.async_io.taken_up.store(is_quiet, Ordering::SeqCst);
+        if mapped_rings().is_empty() {
+            WATCH.async_io.taken_up.store(true, Ordering::SeqCst);
             // One may have been made, and used, before that was done.
-            if is_quiet && used_rings(&mut places).is_empty() {
+            if mapped_rings().is_empty() {
                 return self.check_rings();
             }
             WATCH.async_io.taken_up.store(false, Ordering::SeqCst);
+        }
+        let Some(places) = Places::ask() else {
+            untracked(Untracked::Unreadable);
+            return self.check_rings();
+        };
+        for quieting in 0..QUIETINGS {
+            // Most of it is done before anybody has to wait.
+            take_up_used_rings(places);
+            for ring in urings() {
+                let inode = ring.inode.load(Ordering::Relaxed);
+                ring.descriptor.store(descriptor_of(inode).map_or(0, |fd| fd + 1), Ordering::Relaxed);
+            }
+            if self.quiet_rings(places, QUIETING * (1 << quieting)) {
+                return self.check_rings();
+            }
             sys::thread::nap(QUIETING);
         }
         Err(Error::AsyncWrites {
@@ -141,24 +145,30 @@ impl Engine<'_> {
         })
     }
 
-    /// Holds submissions up, at most for `time`, until nothing is under way in any ring of io_uring.
-    fn quiet_rings(&mut self, time: Duration) -> bool {
-        let urings = || WATCH.async_io.rings().filter(|ring| ring.kind() == rings::URING);
-        if urings().next().is_none() {
-            return true;
-        }
+    /// Holds submissions up, at most for `time`, until nothing is under way in any ring of io_uring that was used. What is
+    /// submitted behind that is noted.
+    fn quiet_rings(&mut self, places: Places, time: Duration) -> bool {
         let ticket = self.close_gate();
         let deadline = sys::raw::monotonic_ns() + u64::try_from(time.as_nanos()).unwrap_or(0);
         let expired = || sys::raw::monotonic_ns() >= deadline;
         let mut is_quiet = false;
         if registry::wait_until_outside(registry::changes_files, expired).is_ok() {
+            take_up_used_rings(places);
             while !is_quiet && !expired() {
                 is_quiet = urings().all(uring::is_quiet);
                 sys::thread::nap(Duration::from_micros(20));
             }
         }
-        // Still nobody is inside: what comes finds it said.
-        WATCH.async_io.taken_up.store(is_quiet, Ordering::SeqCst);
+        if is_quiet {
+            // Some may have been noted while no ring was known.
+            let flights = WATCH.async_io.flights();
+            let _ = flights.map(|flights| urings().for_each(|ring| flights.land_all(ring.address(), mark)));
+            // What a call found of the rings before, when it did not know which were used, is nothing: still nobody is inside.
+            let untracked = &WATCH.async_io.untracked;
+            let found = Untracked::Submission as u32;
+            let _ = untracked.compare_exchange(found, 0, Ordering::SeqCst, Ordering::Relaxed);
+            WATCH.async_io.taken_up.store(true, Ordering::SeqCst);
+        }
         self.deadline_ns = 0;
         self.gate.open_from(ticket, State::Open) && is_quiet
     }
@@ -168,7 +178,6 @@ impl Engine<'_> {
         let (asked, answered) = (&WATCH.async_io.asked, &WATCH.async_io.answered);
         let ticket = asked.load(Ordering::SeqCst);
         if ticket != answered.load(Ordering::SeqCst) {
-            forget_unmapped_rings();
             take_up_new_rings();
             answered.store(ticket, Ordering::SeqCst);
             gate::wake(answered);
@@ -177,9 +186,8 @@ impl Engine<'_> {
 
     /// Looks for rings of io_uring that were used and that no captured call has met.
     pub(crate) fn look_for_rings(&self) -> Result<()> {
-        forget_unmapped_rings();
         take_up_new_rings();
-        WATCH.async_io.rings().filter(|ring| ring.kind() == rings::URING).for_each(uring::check);
+        urings().for_each(uring::check);
         self.check_rings()
     }
 

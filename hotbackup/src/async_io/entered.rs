@@ -5,11 +5,12 @@
 //! by the descriptor that they returned.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::rings::Ring;
+use super::rings::{self, Ring};
 use super::uring::{self, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, look, read};
 use super::{Noted, Untracked, bytes, ended, submit_and_wait, untracked};
 use crate::flights::Name;
@@ -113,6 +114,32 @@ pub fn registering<R>(real: impl FnOnce() -> R) -> R {
         ask();
     }
     result
+}
+
+/// Makes the call `real`, after which the memory of these addresses is not mapped any more (munmap(2)).
+///
+/// For hooks. A program takes the ends of requests out of a ring by itself, and the ring away then: this is the last that can be
+/// seen of them.
+#[inline(always)]
+pub fn unmapping<R>(address: usize, len: usize, real: impl FnOnce() -> R) -> R {
+    if intercept::is_capturing() {
+        see_last_of(address as u64..(address as u64).saturating_add(len as u64));
+    }
+    real()
+}
+
+/// Lands what has ended in the rings of io_uring at these addresses.
+#[cold]
+fn see_last_of(addresses: Range<u64>) {
+    let _errno = sys::errno::Preserve::new();
+    let is_there = |ring: &&Ring| ring.kind() == rings::URING && addresses.contains(&ring.address());
+    for ring in WATCH.async_io.rings().filter(is_there) {
+        ended(ring.address(), || {
+            if WATCH.async_io.is_taken_up() {
+                look(ring);
+            }
+        });
+    }
 }
 
 impl Entry {

@@ -97,6 +97,16 @@ impl Ring {
         false
     }
 
+    /// Makes the entry one of a ring that is gone, if it `is_gone` still when nobody takes it up. Returns whether it did.
+    pub(super) fn let_go(&self, is_gone: impl Fn(&Ring) -> bool) -> bool {
+        let claim = self.kind.compare_exchange(URING, TAKING, Ordering::SeqCst, Ordering::SeqCst);
+        let lets_go = claim.is_ok() && is_gone(self);
+        if claim.is_ok() {
+            self.set_kind(if lets_go { GONE } else { URING });
+        }
+        lets_go
+    }
+
     pub(super) fn set_kind(&self, kind: u32) {
         self.kind.store(kind, Ordering::Release);
     }

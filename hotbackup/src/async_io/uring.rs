@@ -129,6 +129,8 @@ pub(super) struct Handle {
     cq_mask: u64,
     ends: u64,
     flags: u32,
+    own_descriptor: RawFd,
+    /// How the kernel is to be called.
     descriptor: Entering,
 }
 
@@ -150,6 +152,7 @@ impl Handle {
             cq_mask: pointer(120),
             ends: pointer(152),
             flags: word(192),
+            own_descriptor: word(196).cast_signed(),
             // The second number is that of a registered descriptor, which liburing 2.0 and 2.1 do not have.
             descriptor: match text[208] & 1 {
                 0 => Entering { fd: word(196).cast_signed(), is_registered: false },
@@ -172,7 +175,21 @@ impl Handle {
         }
         let mask = read(self.cq_mask)?;
         let ring = WATCH.async_io.enter(self.ring)?;
-        if !ring.be_uring(|_| {}) {
+        // The engine may have found it mapped; or another one, which a program has made by hand and unmapped since.
+        let is_by_hand = |ring: &Ring| ring.by_handle.load(Ordering::Relaxed) == 0;
+        if is_by_hand(ring)
+            && ring.kind() == rings::URING
+            && let Some(inode) = sys::raw::inode_of_ring(self.own_descriptor)
+        {
+            let_go(ring, |ring| is_by_hand(ring) && ring.inode.load(Ordering::Relaxed) != inode);
+        }
+        let is_handle = |ring: &Ring| {
+            ring.inode.store(sys::raw::inode_of_ring(self.own_descriptor).unwrap_or(0), Ordering::Relaxed);
+            ring.requests.store(self.requests, Ordering::Relaxed);
+            ring.sq_mask.store(read(self.sq_mask).unwrap_or(0), Ordering::Relaxed);
+            ring.by_handle.store(1, Ordering::Relaxed);
+        };
+        if !ring.be_uring(is_handle) {
             untracked(Untracked::Ring);
         }
         for (place, value) in [
@@ -314,6 +331,15 @@ fn lose(ring: &Ring, why: Untracked) {
     let flights = WATCH.async_io.flights();
     if !by_hand || flights.is_none_or(|flights| flights.any_flies(ring.address())) {
         untracked(why);
+    }
+}
+
+/// Lets go of a ring that `is_gone` still: all that was submitted to it has to have been seen to end.
+pub(super) fn let_go(ring: &Ring, is_gone: impl Fn(&Ring) -> bool) {
+    if ring.let_go(is_gone)
+        && WATCH.async_io.flights().is_some_and(|flights| flights.any_flies(ring.address()))
+    {
+        untracked(Untracked::Unreadable);
     }
 }
 
