@@ -262,8 +262,8 @@ static void open_hand(struct hand *hand, unsigned flags) {
 }
 
 static void close_hand(struct hand *hand) {
-    CHECK(munmap(hand->ring, hand->bytes) == 0);
     CHECK(munmap(hand->requests, hand->p.sq_entries * sizeof(struct io_uring_sqe)) == 0);
+    CHECK(munmap(hand->ring, hand->bytes) == 0);
     CHECK(close(hand->fd) == 0);
 }
 

@@ -43,14 +43,14 @@ pub(super) fn mappings(kind: &str) -> Vec<Mapping> {
 const COUNTERS: u64 = 0;
 const REQUESTS: u64 = 0x1000_0000;
 
-/// The rings of io_uring that are mapped, counters and requests: one that is half mapped cannot be used.
+/// The rings of io_uring that are mapped.
 pub(super) fn mapped_rings() -> Vec<Mapped> {
     let mappings = mappings("anon_inode:[io_uring]");
     let requests: HashMap<u64, u64> =
         mappings.iter().filter(|mapping| mapping.1 == REQUESTS).map(|&(at, _, inode)| (inode, at)).collect();
     let counters = mappings.into_iter().filter(|mapping| mapping.1 == COUNTERS);
-    let ring = |(address, _, inode)| Some(Mapped { address, requests: *requests.get(&inode)?, inode });
-    counters.filter_map(ring).collect()
+    let ring = |(address, _, inode)| Mapped { address, requests: requests.get(&inode).copied(), inode };
+    counters.map(ring).collect()
 }
 
 /// A descriptor of the host's of the ring with this inode.
@@ -80,11 +80,12 @@ fn take_up_used_rings(places: Places) {
     take_up(places, mapped.into_iter().filter(|mapped| places.was_used(mapped.address)));
 }
 
-/// Takes up the rings that were made since.
+/// Takes up the rings that were made since, and whose requests are mapped as well: before that none can be submitted.
 fn take_up_new_rings() {
-    let mapped = mapped_rings();
+    let mut mapped = mapped_rings();
     forget_unmapped_rings(&mapped);
-    if mapped.iter().all(is_known) {
+    mapped.retain(|mapped| mapped.requests.is_some() && !is_known(mapped));
+    if mapped.is_empty() {
         return;
     }
     match Places::ask() {

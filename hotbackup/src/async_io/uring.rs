@@ -383,7 +383,7 @@ pub(super) struct Places(sys::raw::RingPlaces);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mapped {
     pub(super) address: u64,
-    pub(super) requests: u64,
+    pub(super) requests: Option<u64>,
     pub(super) inode: u64,
 }
 
@@ -403,7 +403,7 @@ impl Places {
                 (&ring.sq_tail, at(self.0.sq_tail)),
                 (&ring.cq_tail, at(self.0.cq_tail)),
                 (&ring.ends, masks.map_or(0, |_| at(self.0.ends))),
-                (&ring.requests, mapped.requests),
+                (&ring.requests, mapped.requests.unwrap_or(0)),
                 (&ring.inode, mapped.inode),
             ] {
                 word.store(value, Ordering::Relaxed);

@@ -120,7 +120,8 @@ fn library(name: &str) -> PathBuf {
 pub struct How {
     pub options: Vec<String>,
     pub without_library: bool,
-    /// Not preloaded: it lies beside the plugin. So it is everywhere if `HOTBACKUP_ATTACH` is set.
+    /// Not preloaded: it lies beside the plugin. So it is if `HOTBACKUP_ATTACH` is set, but
+    /// for what only a preloaded library can do.
     pub attached: bool,
     /// Once more, from another file.
     pub library_twice: bool,
@@ -223,7 +224,8 @@ impl Server {
             command.arg(place("tmpdir", scratch.path()));
         }
         command.args(&how.options);
-        let attached = how.attached || std::env::var_os("HOTBACKUP_ATTACH").is_some() && !how.library_twice;
+        let needs_preload = how.library_twice || how.without_uring;
+        let attached = how.attached || std::env::var_os("HOTBACKUP_ATTACH").is_some() && !needs_preload;
         if attached && !how.without_library {
             std::fs::copy(library("libHotBackup.so"), plugins.join("libHotBackup.so")).expect("the library");
         } else if !how.without_library {
