@@ -37,6 +37,7 @@ impl Engine<'_> {
         }
         for &id in &live {
             self.audit_entries(id).map_err(|t| self.explain(t))?;
+            self.meet_rings();
         }
         let is_left = |node: &Node| node.marks.audited(generation).is_none();
         let mut left = live.iter().filter(|&&id| is_left(self.tree.node(id))).count();

@@ -377,17 +377,15 @@ fn claim(plan: &Plan) -> Result<Vec<Pair>> {
     Ok(pairs)
 }
 
-/// How long a call of the host waits at most for a question that only we can answer, until the copying begins.
-const ANSWERING: Duration = Duration::from_millis(20);
+/// How long a call of the host waits at most for a question that only we can answer, while we wait for the caller.
+pub(crate) const ANSWERING: Duration = Duration::from_millis(20);
 
 impl Engine<'_> {
     fn lead(&mut self) -> Result<Report> {
         self.arm()?;
         self.enter(Phase::Copy);
         self.caller.post(Request::Armed).ok_or(Error::Cancelled)?;
-        while !self.caller.wait_at_most(ANSWERING).ok_or(Error::Cancelled)? {
-            self.meet_rings();
-        }
+        self.wait_for_caller().ok_or(Error::Cancelled)?;
         let copiers = self
             .desk
             .hire(self.plan.threads, self.table)

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::backup::OnUnseenChange;
-use crate::conductor::{Engine, Trouble};
+use crate::conductor::{ANSWERING, Engine, Trouble};
 use crate::converge::PER_FILE;
 use crate::copier::{self, Fault, Side};
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ impl Engine<'_> {
         let cut = self.cut_until_right();
         if self.quiesced {
             // What `before_cut` took has to be given back, also if there was no cut.
-            let _ = self.caller.post(Request::AfterCut).and_then(|()| self.caller.wait());
+            let _ = self.caller.post(Request::AfterCut).and_then(|()| self.wait_for_caller());
         }
         cut
     }
@@ -148,8 +148,17 @@ impl Engine<'_> {
         let unseen = self.audit_all();
         // A call that waits for the audit may hold a lock that `after_cut` wants.
         self.gate.set(State::Open);
-        self.caller.wait().ok_or(Error::Cancelled)?;
+        self.wait_for_caller().ok_or(Error::Cancelled)?;
         unseen
+    }
+
+    /// Waits until the caller has done what it was asked for, which may wait for a lock that a call holds that asks us: see
+    /// [`Engine::meet_rings`]. `None` if it was cancelled.
+    pub(crate) fn wait_for_caller(&self) -> Option<()> {
+        while !self.caller.wait_at_most(ANSWERING)? {
+            self.meet_rings();
+        }
+        Some(())
     }
 
     /// The files that are to blame are named where they are known.

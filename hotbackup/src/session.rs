@@ -155,13 +155,6 @@ impl Caller {
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
         }
     }
-
-    /// Waits until the request posted last was dealt with.
-    pub(crate) fn wait(&self) -> Option<()> {
-        let answer = self.answers.recv().ok().map(drop);
-        self.posted.set(false);
-        answer
-    }
 }
 
 /// A running session; changes are captured since it was made.

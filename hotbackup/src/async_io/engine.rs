@@ -75,9 +75,12 @@ fn take_up(places: Places, rings: impl Iterator<Item = Mapped>) {
 
 /// Takes up the rings that were used before the session began.
 fn take_up_used_rings(places: Places) {
+    let used = mapped_rings().into_iter().filter(|mapped| places.was_used(mapped.address));
+    let used: Vec<u64> = used.map(|mapped| mapped.inode).collect();
+    // A ring that was half mapped when it was listed, and used when it was looked at, is mapped by now.
     let mapped = mapped_rings();
     forget_unmapped_rings(&mapped);
-    take_up(places, mapped.into_iter().filter(|mapped| places.was_used(mapped.address)));
+    take_up(places, mapped.into_iter().filter(|mapped| used.contains(&mapped.inode)));
 }
 
 /// Takes up the rings that were made since, and whose requests are mapped as well: before that none can be submitted.
