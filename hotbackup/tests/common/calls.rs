@@ -34,6 +34,11 @@ fn set_errno(value: c_int) {
     unsafe { *libc::__errno_location() = value }
 }
 
+/// What a system call by number returned.
+pub fn returned(result: i64) -> Ret {
+    if result < 0 { Err(errno()) } else { Ok(result) }
+}
+
 fn captured(change: Change, call: impl FnOnce() -> i64) -> Ret {
     let left = Cell::new(0);
     let watched = || {
