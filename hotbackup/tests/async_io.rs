@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::aio::{BLOCK, Block, Native, Posix, Ring};
+use common::aio::{BLOCK, Block, DEPTH, Native, Posix, Ring};
 use common::rng::Rng;
 use common::uring::{ByHand, Manner};
 use common::{Scratch, Watchdog, calls, uring};
@@ -76,7 +76,8 @@ impl Writer<'_> {
         let lives = *rng.pick(&[8, 50, 400]);
         let mut ring = make(&mut rng);
         while !self.stop.load(Ordering::Relaxed) {
-            while ring.in_flight().free() < MOST_AT_ONCE {
+            let free = if ring.has_to_be_asked() { DEPTH } else { MOST_AT_ONCE };
+            while ring.in_flight().free() < free {
                 ring.reap();
             }
             let mut slots: Vec<u64> =

@@ -32,6 +32,11 @@ pub trait Ring {
     fn makes_holes(&self) -> bool {
         false
     }
+
+    /// Whether ends come only when the thread asks for them: then it must not wait for anybody else while something flies.
+    fn has_to_be_asked(&self) -> bool {
+        false
+    }
 }
 
 /// The memory of a block as direct I/O takes it.

@@ -281,6 +281,10 @@ impl Ring for ByHand {
     fn makes_holes(&self) -> bool {
         self.manner.makes_holes
     }
+
+    fn has_to_be_asked(&self) -> bool {
+        self.ring.told[FLAGS] & SETUP_DEFER_TASKRUN != 0
+    }
 }
 
 impl Drop for ByHand {
