@@ -7,7 +7,9 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::os::fd::RawFd;
 
-use hotbackup::intercept::{At, Change, around, ending_descriptor, ending_descriptors, moving_position};
+use hotbackup::intercept::{
+    At, Change, around, ending_descriptor, ending_descriptors, mapping, moving_position,
+};
 
 /// The result of a call, or errno.
 pub type Ret = Result<i64, i32>;
@@ -24,6 +26,10 @@ pub fn unseen<R>(calls: impl FnOnce() -> R) -> R {
     result
 }
 
+pub fn is_unseen() -> bool {
+    UNSEEN.get()
+}
+
 fn errno() -> c_int {
     // SAFETY: the C library returns a valid pointer to the calling thread's errno.
     unsafe { *libc::__errno_location() }
@@ -32,6 +38,11 @@ fn errno() -> c_int {
 fn set_errno(value: c_int) {
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = value }
+}
+
+/// What a system call by number returned.
+pub fn returned(result: i64) -> Ret {
+    if result < 0 { Err(errno()) } else { Ok(result) }
 }
 
 fn captured(change: Change, call: impl FnOnce() -> i64) -> Ret {
@@ -189,6 +200,43 @@ pub fn copy_file_range(from: RawFd, from_at: i64, to: RawFd, to_at: i64, len: us
         // SAFETY: both offsets are live locals.
         unsafe { libc::copy_file_range(from, &raw mut from_at, to, &raw mut out_at, len, 0) as i64 }
     })
+}
+
+/// All of a file, by sharing its blocks (ioctl_ficlone(2)).
+pub fn clone(from: RawFd, to: RawFd) -> Ret {
+    captured(Change::WriteAny { fd: to }, || {
+        // SAFETY: touches no memory.
+        unsafe { libc::ioctl(to, libc::FICLONE, from) }.into()
+    })
+}
+
+/// Stores to a shared mapping that is made for it. The kernel stores, from a pipe: where the file ends before the data does, or is
+/// made to beside it, that is no signal.
+pub fn store(fd: RawFd, data: &[u8], at: i64) -> Ret {
+    let (from, skip) = (at & !4095, (at & 4095) as usize);
+    let len = skip + data.len();
+    let map = || {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, from) }
+    };
+    let mapped = |&at: &*mut c_void| (at != libc::MAP_FAILED).then_some(at as usize);
+    let place = if UNSEEN.get() { map() } else { mapping(fd, from, len, map, mapped) };
+    if place == libc::MAP_FAILED {
+        return Err(errno());
+    }
+    let (out, into) = pipe();
+    // SAFETY: the pointer and length are of one slice; what is read goes to the mapping, which is as long, and is then unmapped.
+    let stored = unsafe {
+        assert_eq!(libc::write(into, data.as_ptr().cast(), data.len()), data.len() as isize);
+        let stored = libc::read(out, place.byte_add(skip), data.len());
+        assert_eq!(libc::munmap(place, len), 0);
+        stored
+    };
+    for fd in [out, into] {
+        close(fd).expect("the pipe closes");
+    }
+    if stored < 0 { Err(libc::EFAULT) } else { Ok(stored as i64) }
 }
 
 pub fn sendfile(from: RawFd, from_at: i64, to: RawFd, len: usize) -> Ret {
@@ -418,6 +466,17 @@ pub fn mtime(name: Name<'_>, follow: bool) -> Option<i64> {
     // SAFETY: the path is NUL-terminated, the buffer is live.
     let result = unsafe { libc::fstatat(name.dir, name.path.as_ptr(), &raw mut stat, flags) };
     (result == 0).then_some(stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec)
+}
+
+/// Whether the descriptor is of a regular file.
+pub fn is_file(fd: RawFd) -> bool {
+    // SAFETY: all zeros is a valid stat buffer, and it is live.
+    let mode = unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        libc::fstat(fd, &raw mut stat);
+        stat.st_mode
+    };
+    mode & libc::S_IFMT == libc::S_IFREG
 }
 
 /// The process's umask, which can only be read by setting it.

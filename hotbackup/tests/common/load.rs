@@ -61,6 +61,7 @@ impl Mix {
                 depth: 1 + rng.below(3),
                 span: *rng.pick(&[20_000, 200_000, 200_000, 1_000_000]),
                 changes_owners: calls::effective_ids().0 == 0,
+                native: seed % 40 == 7,
             },
         }
     }

@@ -2,6 +2,7 @@
 //! filesystem to replay them on, and a reader of trees that says how two of them differ.
 #![allow(dead_code, reason = "every test program compiles this module and uses a part of it")]
 
+pub mod aio;
 pub mod calls;
 pub mod load;
 pub mod model;
@@ -10,6 +11,7 @@ pub mod ops;
 pub mod records;
 pub mod rng;
 pub mod tree;
+pub mod uring;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

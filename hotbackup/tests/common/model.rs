@@ -371,7 +371,9 @@ impl Model {
                 let data = self.read(*from, *from_at, result)?;
                 self.write_at_position(*to, false, &data)?;
             }
-            Op::Pwrite { slot, data, at, .. } | Op::Direct { slot, data, at } => {
+            Op::Pwrite { slot, data, at, .. }
+            | Op::Direct { slot, data, at }
+            | Op::Asynchronous { slot, data, at, .. } => {
                 let handle = self.open_file(*slot)?;
                 let inode = handle.inode;
                 let at = if handle.appends { self.len(inode) } else { *at as u64 };
@@ -381,6 +383,12 @@ impl Model {
                 let data = self.read(*from, *from_at, result)?;
                 let inode = self.open_file(*to)?.inode;
                 self.write(inode, *to_at as u64, &data);
+            }
+            Op::Clone { from, to } => {
+                let data = self.inodes[self.open_file(*from)?.inode].data.clone();
+                let inode = self.open_file(*to)?.inode;
+                self.write(inode, 0, &data);
+                self.inodes[inode].node.mtime = None;
             }
             Op::Seek { slot, to } => self.open_file_mut(*slot)?.position = *to as u64,
             Op::SetAppend { slot, on } => self.open_file_mut(*slot)?.appends = *on,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::calls::{self, Name, Ret};
 use super::rng::Rng;
+use super::{aio, uring};
 
 /// Open files that a table holds.
 pub const SLOTS: usize = 8;
@@ -66,6 +67,25 @@ pub enum Op {
         slot: usize,
         data: Fill,
         at: i64,
+    },
+    /// Begun by one call, and waited for.
+    Asynchronous {
+        slot: usize,
+        data: Fill,
+        at: i64,
+        vector: bool,
+        way: Way,
+    },
+    /// Through a shared mapping that is made for it.
+    Store {
+        slot: usize,
+        data: Fill,
+        at: i64,
+    },
+    /// `FICLONE`, where the filesystem shares blocks.
+    Clone {
+        from: usize,
+        to: usize,
     },
     /// From a pipe, to the position or to an offset.
     Splice {
@@ -199,6 +219,16 @@ pub enum Op {
     },
 }
 
+/// Who makes an asynchronous write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// A ring of native AIO that is there for it alone.
+    Native,
+    /// The thread's ring of io_uring; after `Last` it makes a new one.
+    Ring,
+    Last,
+}
+
 /// Bytes that tell which operation wrote them and where in it they stood. Some are zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct Fill {
@@ -229,6 +259,8 @@ pub struct Shape {
     /// The largest offset of ordinary writes.
     pub span: u64,
     pub changes_owners: bool,
+    /// Whether there are rings of native AIO, with which no cut comes within a second.
+    pub native: bool,
 }
 
 const DIRECTORIES: [&str; 4] =
@@ -333,7 +365,18 @@ impl Shape {
             32..43 => Op::Write { slot, data, vector: rng.one_in(3) },
             43..46 => Op::Splice { slot, data, at: rng.one_in(2).then_some(at) },
             46..53 => Op::Direct { slot, data: Fill { id, len: (1 + len / 4096) * 4096 }, at: at & !4095 },
-            53..65 => Op::Pwrite { slot, data, at, vector: rng.one_in(3) },
+            53..56 => {
+                let way = match rng.below(16) {
+                    0 if self.native => Way::Native,
+                    1..3 => Way::Last,
+                    _ => Way::Ring,
+                };
+                Op::Asynchronous { slot, data, at, vector: rng.one_in(3), way }
+            }
+            // Not a call, so no part of an order; and where the file ends beside it, it stops in the midst.
+            56..58 if self.exotic => Op::Store { slot, data, at },
+            58..59 => Op::Clone { from: slot, to: other },
+            56..65 => Op::Pwrite { slot, data, at, vector: rng.one_in(3) },
             65..70 => Op::Append { slot, data },
             70..73 => Op::CopyRange {
                 from: slot,
@@ -558,6 +601,9 @@ pub fn apply(op: &Op, roots: &Roots, table: &Table) -> Ret {
         | Op::Pwrite { .. }
         | Op::Append { .. }
         | Op::Direct { .. }
+        | Op::Asynchronous { .. }
+        | Op::Store { .. }
+        | Op::Clone { .. }
         | Op::Splice { .. }
         | Op::CopyRange { .. }
         | Op::Sendfile { .. }
@@ -591,6 +637,11 @@ fn apply_to_data(op: &Op, roots: &Roots, table: &Table) -> Ret {
         }
         Op::Append { slot, data } => calls::append(table.get(*slot)?, &data.bytes()),
         Op::Direct { slot, data, at } => calls::pwrite_aligned(table.get(*slot)?, &data.bytes(), *at),
+        Op::Asynchronous { slot, data, at, vector, way } => {
+            asynchronously(table.get(*slot)?, &data.bytes(), *at, *vector, *way)
+        }
+        Op::Store { slot, data, at } => calls::store(table.get(*slot)?, &data.bytes(), *at),
+        Op::Clone { from, to } => calls::clone(table.get(*from)?, table.get(*to)?),
         Op::Splice { slot, data, at } => calls::splice(&data.bytes(), table.get(*slot)?, *at),
         Op::CopyRange { from, from_at, to, to_at, len } => {
             calls::copy_file_range(table.get(*from)?, *from_at, table.get(*to)?, *to_at, *len)
@@ -605,6 +656,23 @@ fn apply_to_data(op: &Op, roots: &Roots, table: &Table) -> Ret {
         Op::Fallocate { slot, mode, at, len } => calls::fallocate(table.get(*slot)?, *mode, *at, *len),
         _ => unreachable!("not on data: {op:?}"),
     }
+}
+
+/// The write is to a descriptor of our own: another thread that closes the one in the table while it is submitted leaves nobody
+/// able to say which file it is to, and the session fails.
+fn asynchronously(fd: RawFd, data: &[u8], at: i64, vector: bool, way: Way) -> Ret {
+    let fd = calls::dup(fd)? as RawFd;
+    let result = match way {
+        // A pipe that is full would be waited for.
+        _ if !calls::is_file(fd) => Err(libc::ESPIPE),
+        // A session fails by name if somebody submits behind its back.
+        _ if calls::is_unseen() => calls::pwrite(fd, data, at),
+        Way::Native => aio::write(fd, data, at, vector),
+        _ if !uring::is_there() => aio::write(fd, data, at, vector),
+        _ => uring::write(fd, data, at, vector, way == Way::Last),
+    };
+    let _ = calls::close(fd);
+    result
 }
 
 fn apply_to_names(op: &Op, roots: &Roots, table: &Table) -> Ret {
@@ -687,10 +755,14 @@ impl Op {
             | Op::Pwrite { slot, .. }
             | Op::Append { slot, .. }
             | Op::Direct { slot, .. }
+            | Op::Asynchronous { slot, .. }
+            | Op::Store { slot, .. }
             | Op::Splice { slot, .. }
             | Op::Ftruncate { slot, .. }
             | Op::Fallocate { slot, .. } => vec![Touched::Slot(*slot)],
-            Op::CopyRange { to, .. } | Op::Sendfile { to, .. } => vec![Touched::Slot(*to)],
+            Op::CopyRange { to, .. } | Op::Sendfile { to, .. } | Op::Clone { to, .. } => {
+                vec![Touched::Slot(*to)]
+            }
             Op::Truncate { file, .. } => vec![Touched::Entry(file.clone())],
             Op::Rename { from, to, .. } => [entry(from), entry(to)].concat(),
             Op::Link { to, .. } | Op::LinkOpen { to, .. } => entry(to),
