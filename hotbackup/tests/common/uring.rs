@@ -87,8 +87,10 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        let (at, len) = (self.at, self.len);
         // SAFETY: the mapping is ours and nobody uses it any more.
-        assert_eq!(unsafe { libc::munmap(self.at.cast(), self.len) }, 0);
+        let unmapped = intercept::unmapping(at.addr(), len, || unsafe { libc::munmap(at.cast(), len) });
+        assert_eq!(unmapped, 0);
     }
 }
 
