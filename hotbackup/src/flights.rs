@@ -176,6 +176,13 @@ impl Flights {
         }
     }
 
+    /// The requests of a ring get another name for it.
+    pub(crate) fn rename(&self, ring: u64, to: u64) {
+        for place in &self.places {
+            let _ = place.ring.compare_exchange(ring, to, Ordering::SeqCst, Ordering::Relaxed);
+        }
+    }
+
     /// Every request of a ring has ended, and nobody will be told.
     pub(crate) fn land_all(&self, ring: u64, mark: impl Fn(&Target)) {
         for place in self.places.iter().filter(|place| place.ring.load(Ordering::Relaxed) == ring) {
@@ -324,6 +331,20 @@ mod tests {
                 && table.land(Name { ring: 8, cookie: 1 }, true, ignore)
                 && table.none_flies()
         );
+    }
+
+    /// The kernel unmaps a ring before it waits for its requests, and another one may come to the address.
+    #[test]
+    fn a_ring_that_goes_leaves_those_of_another_at_its_address() {
+        let (table, marked) = (table(), std::cell::Cell::new(0));
+        assert!(table.note(name(1), TARGET));
+        table.rename(7, 3);
+        assert!(
+            table.note(name(1), Target { from: 5, ..TARGET }) && table.any_flies(7) && table.any_flies(3)
+        );
+        table.land_all(3, |target| marked.set(marked.get() + 1 + target.from));
+        assert!(marked.get() == 1 && table.any_flies(7) && !table.any_flies(3) && !table.none_flies());
+        assert!(table.land(name(1), true, ignore) && table.none_flies());
     }
 
     #[test]

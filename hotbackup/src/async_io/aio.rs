@@ -4,6 +4,7 @@
 //! of it is read by way of the kernel, because the program may unmap it at any time.
 
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Noted, Request, Untracked, Where, bytes, ended, mark, submit, untracked};
 use crate::flights::{Name, Target};
@@ -61,12 +62,23 @@ pub fn reaping<R>(ring: u64, real: impl FnOnce() -> R, events: impl FnOnce(&R) -
 /// has (io_destroy(2)).
 #[inline(always)]
 pub fn destroying<R>(ring: u64, real: impl FnOnce() -> R, destroyed: impl FnOnce(&R) -> bool) -> R {
-    let result = real();
-    if intercept::is_capturing() && destroyed(&result) {
-        ended(ring, || WATCH.async_io.flights().into_iter().for_each(|flights| flights.land_all(ring, mark)));
+    if !intercept::is_capturing() {
+        return real();
     }
+    // While the kernel waits for what is under way, another ring may be made at the address.
+    let going = GOING.fetch_add(4, Ordering::Relaxed);
+    let flights = || WATCH.async_io.flights().into_iter();
+    ended(ring, || flights().for_each(|flights| flights.rename(ring, going)));
+    let result = real();
+    ended(ring, || match destroyed(&result) {
+        true => flights().for_each(|flights| flights.land_all(going, mark)),
+        false => flights().for_each(|flights| flights.rename(going, ring)),
+    });
     result
 }
+
+/// The next name for the requests of a ring that is being destroyed: no address, nor a name of another kind of ring.
+static GOING: AtomicU64 = AtomicU64::new(3);
 
 /// Requests of one call.
 struct Batch {

@@ -251,7 +251,7 @@ impl Entry {
         for text in requests(ring, flags, head, to) {
             match text {
                 Some(Some(text)) => {
-                    let name = Name { ring: ring.address(), cookie: u64::from_ne_bytes(bytes(&text, 32)) };
+                    let name = Name { ring: ring.name(), cookie: u64::from_ne_bytes(bytes(&text, 32)) };
                     flights.forget(name, super::mark);
                 }
                 Some(None) => {}
@@ -275,7 +275,7 @@ impl Entry {
 fn note_range(ring: &Ring, flags: u32, from: u32, to: u32, state: State, noted: &mut Noted) -> Option<()> {
     for text in requests(ring, flags, from, to) {
         if let Some(text) = text? {
-            uring::note_one(ring.address(), &text, state, noted);
+            uring::note_one(ring.name(), &text, state, noted);
         }
     }
     Some(())

@@ -57,6 +57,12 @@ impl Ring {
         self.address.load(Ordering::Acquire)
     }
 
+    /// What its requests are named by if it is one of io_uring. A ring of native AIO that was at the same address may still have
+    /// some under way: the kernel unmaps it before it waits for them (io_destroy(2)).
+    pub(super) fn name(&self) -> u64 {
+        self.address() | 2
+    }
+
     pub(super) fn kind(&self) -> u32 {
         self.kind.load(Ordering::Acquire)
     }

@@ -218,14 +218,14 @@ impl Handle {
             if sys::raw::read_memory(at, &mut text).is_err() {
                 return untracked(Untracked::Unreadable);
             }
-            note_one(self.ring, &text, state, noted);
+            note_one(ring.name(), &text, state, noted);
             index = index.wrapping_add(1);
         }
         ring.expected.store(self.tail, Ordering::Relaxed);
     }
 }
 
-/// Notes a request of the ring at this address.
+/// Notes a request of the ring of this name.
 pub(super) fn note_one(ring: u64, text: &[u8; REQUEST_SIZE], state: State, noted: &mut Noted) {
     let name = Name { ring, cookie: u64::from_ne_bytes(bytes(text, 32)) };
     let fd = RawFd::from_ne_bytes(bytes(text, 4));
@@ -329,15 +329,14 @@ pub(super) fn check(ring: &Ring) {
 fn lose(ring: &Ring, why: Untracked) {
     let by_hand = ring.by_handle.load(Ordering::Relaxed) == 0;
     let flights = WATCH.async_io.flights();
-    if !by_hand || flights.is_none_or(|flights| flights.any_flies(ring.address())) {
+    if !by_hand || flights.is_none_or(|flights| flights.any_flies(ring.name())) {
         untracked(why);
     }
 }
 
 /// Lets go of a ring that `is_gone` still: all that was submitted to it has to have been seen to end.
 pub(super) fn let_go(ring: &Ring, is_gone: impl Fn(&Ring) -> bool) {
-    if ring.let_go(is_gone)
-        && WATCH.async_io.flights().is_some_and(|flights| flights.any_flies(ring.address()))
+    if ring.let_go(is_gone) && WATCH.async_io.flights().is_some_and(|flights| flights.any_flies(ring.name()))
     {
         untracked(Untracked::Unreadable);
     }
@@ -362,7 +361,7 @@ fn land_up_to(ring: &Ring, tail: u32) {
         let next = index.wrapping_add(1);
         // Two threads may look at the same time: one of them lands it.
         let ours = ring.seen.compare_exchange(index, next, Ordering::SeqCst, Ordering::SeqCst);
-        let name = Name { ring: ring.address(), cookie: u64::from_ne_bytes(bytes(&end, 0)) };
+        let name = Name { ring: ring.name(), cookie: u64::from_ne_bytes(bytes(&end, 0)) };
         if ours.is_ok() && u32::from_ne_bytes(bytes(&end, 12)) & MORE_TO_COME == 0 {
             let _ = WATCH.async_io.flights().map(|flights| flights.land(name, true, mark));
         }
