@@ -128,6 +128,9 @@ impl Source {
             match got {
                 Ok(range) => return Ok(&buffer[range]),
                 Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) if way != Way::Keep => self.leave(way),
+                // A direct read says so as well if the pages that a mapping and a direct write disagreed about could not be thrown away
+                // (`dio_warn_stale_pagecache` in mm/filemap.c). What cannot be read at all shows in the next way.
+                Err(Errno::IO) if way == Way::Direct => self.leave(way),
                 Err(errno) => return Err(errno),
             }
         }
