@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hotbackup::{Session, Throttle};
 
-use crate::measure::{Done, Figure, Spread, Target, interleave, note, rounds, scaled};
+use crate::measure::{Done, Figure, Spread, Target, interleave, note, scaled};
 use crate::place::{Place, backup, copy, make_file, make_files, ours, seconds};
 use crate::writing::Load;
 
@@ -81,19 +81,16 @@ pub fn shared() -> Done {
         let mut freezes = Vec::new();
         let mut own = || -> Done<f64> {
             let to = place.destination()?;
-            let (_, took) = load.during(|| -> Done<f64> {
-                let begun = Instant::now();
-                let session = ours(&source, to.path()).share_blocks(true).start()?;
-                freezes.push(session.finish()?.freeze.as_secs_f64() * 1e3);
-                Ok(begun.elapsed().as_secs_f64())
-            })?;
-            took
+            let shared = || ours(&source, to.path()).share_blocks(true).start().and_then(Session::finish);
+            let took = load.during(|| {
+                Ok(seconds(|| shared().map(|report| freezes.push(report.freeze.as_secs_f64() * 1e3)))?)
+            });
+            Ok(took?.1)
         };
         let mut reflink = || -> Done<f64> {
             let to = place.destination()?;
-            let (_, took) =
-                load.during(|| seconds(|| copy(&["cp", "-a", "--reflink=always"], &source, to.path())))?;
-            took
+            let cp = || copy(&["cp", "-a", "--reflink=always"], &source, to.path());
+            Ok(load.during(|| seconds(cp))?.1)
         };
         let seen = interleave(&mut [&mut own, &mut reflink])?;
         let what = format!("4 GiB file, 1,000 writes/s, {filesystem}");
@@ -110,15 +107,15 @@ pub fn throttle() -> Done {
     for rate in [1_000_000, 10_000_000, 100_000_000, 1_000_000_000] {
         let source = place.directory(&format!("source-{rate}"))?;
         make_file(&source.join("file"), (rate * scaled(6, 2)).min(scaled(4, 1) * GIB), 1)?;
-        let mut off = Vec::new();
-        for _ in 0..rounds() {
+        let mut once = || -> Done<f64> {
             let to = place.destination()?;
             let throttle = Throttle::bytes_per_sec(rate);
             let written = written_during(|| {
                 ours(&source, to.path()).throttle(throttle).start().and_then(Session::finish)
             })?;
-            off.push(worst_window(&written, rate as f64));
-        }
+            Ok(worst_window(&written, rate as f64))
+        };
+        let off = interleave(&mut [&mut once])?.remove(0);
         fs::remove_dir_all(&source)?;
         let what = format!("{} MB/s asked for", rate / 1_000_000);
         note(Figure::alone("throttle", what, "% off", off).target(Target::WorstAtMost(5.0)))?;

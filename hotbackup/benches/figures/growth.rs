@@ -52,7 +52,7 @@ pub fn child() -> Option<ExitCode> {
     Some(match work() {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            page::complain("a backup", &*problem);
+            page::complain("a backup", problem);
             ExitCode::FAILURE
         }
     })
@@ -65,41 +65,45 @@ fn from_status(name: &str) -> Done<f64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
 }
 
-/// Time per GiB of a sparse file (16 MiB of data in each), and of a dense one, and per file; each against that of a tenth
-/// of the size. What is linear stays as it is.
+/// Time per GiB of a sparse file (16 MiB of data in each), and of a dense one on the disk, and per file: each against that
+/// of the size before. What is linear stays as it is.
 pub fn growth() -> Done {
-    let place = Place::tmpfs()?;
+    let (memory, disk) = (Place::tmpfs()?, Place::disk()?);
     let file =
         |spacing: u64| move |at: &Path, gib: u64| make_file(&at.join("file"), (gib << 30) / spacing, spacing);
-    steps(&place, "GiB, sparse", &[1, 10, 100], file(64))?;
-    steps(&place, "GiB, dense", if is_small() { &[1] } else { &[1, 4] }, file(1))?;
+    steps(&memory, "GiB, sparse", &[1, 10, 100], file(64))?;
+    steps(&disk, "GiB, dense", if is_small() { &[1] } else { &[1, 10] }, file(1))?;
     let counts: &[u64] = if is_small() { &[1_000, 10_000] } else { &[1_000, 10_000, 100_000, 1_000_000] };
-    steps(&place, "files", counts, |at, count| make_files(at, count, |_| 64))
+    steps(&memory, "files", counts, |at, count| make_files(at, count, |_| 64))
 }
 
-/// All sizes in turn; the figure of a size is the time by that size, and its other side that of the size before.
+/// The figure of a size is the time by that size; its other side is that of the size before.
 fn steps(place: &Place, unit: &str, sizes: &[u64], make: impl Fn(&Path, u64) -> Done) -> Done {
-    let mut before: Option<(u64, Vec<f64>)> = None;
+    let mut sides = Vec::new();
     for &size in sizes {
-        let source = place.directory("source")?;
+        let source = place.directory(&format!("{size} {unit}"))?;
         make(&source, size)?;
-        let mut once = || -> Done<f64> {
+        sides.push(move || -> Done<f64> {
             let to = place.destination()?;
             Ok(seconds(|| backup(&source, to.path()))? * 1e3 / size as f64)
-        };
-        let seen = interleave(&mut [&mut once])?.remove(0);
-        fs::remove_dir_all(&source)?;
+        });
+    }
+    let mut turns: Vec<&mut dyn FnMut() -> Done<f64>> = Vec::new();
+    for side in &mut sides {
+        turns.push(side);
+    }
+    let seen = interleave(&mut turns)?;
+    for (number, &size) in sizes.iter().enumerate() {
         let what = format!("{size} {unit}");
-        let figure = match &before {
-            None => Figure::alone("growth", what, "ms each", seen.clone()),
-            Some((smaller, others)) => {
-                let other = format!("{smaller} {unit}");
-                Figure::new("growth", what, "ms each", seen.clone(), (&other, others))
+        let figure = match number.checked_sub(1) {
+            None => Figure::alone("growth", what, "ms each", seen[0].clone()),
+            Some(before) => {
+                let other = format!("{} {unit}", sizes[before]);
+                Figure::new("growth", what, "ms each", seen[number].clone(), (&other, &seen[before]))
                     .target(Target::RatioAtMost(1.2))
             }
         };
         note(figure)?;
-        before = Some((size, seen));
     }
     Ok(())
 }

@@ -160,10 +160,16 @@ pub fn rounds() -> usize {
     asked.unwrap_or(if is_small() { 2 } else { 5 })
 }
 
-/// Whether this row was asked for; without `HOTBACKUP_BENCH_ROWS` all are.
-pub fn is_chosen(row: &str) -> bool {
+/// The rows that were asked for; none for all.
+pub fn chosen() -> Vec<String> {
     let asked = std::env::var("HOTBACKUP_BENCH_ROWS").unwrap_or_default();
-    asked.trim().is_empty() || asked.split_whitespace().any(|name| name == row)
+    asked.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Whether this row was asked for.
+pub fn is_chosen(row: &str) -> bool {
+    let asked = chosen();
+    asked.is_empty() || asked.iter().any(|name| name == row)
 }
 
 /// Has every side do its work, in turn, again and again. The first turn of each warms up and does not count.
@@ -200,10 +206,13 @@ pub fn all() -> Done<Vec<Figure>> {
 pub fn note(figure: Figure) -> Done {
     let Spread { median, .. } = Spread::of(&figure.ours);
     println!("{:12} {}: {} {}", figure.row, figure.what, short(median), figure.unit);
-    let is_other =
-        |old: &Figure| (&old.row, &old.what, &old.other) != (&figure.row, &figure.what, &figure.other);
-    let mut figures: Vec<Figure> = all()?.into_iter().filter(is_other).collect();
-    figures.push(figure);
+    let is_same =
+        |old: &Figure| (&old.row, &old.what, &old.other) == (&figure.row, &figure.what, &figure.other);
+    let mut figures = all()?;
+    match figures.iter().position(is_same) {
+        Some(place) => figures[place] = figure,
+        None => figures.push(figure),
+    }
     let lines = figures.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
     Ok(fs::write(output()?.join("figures.jsonl"), lines.join("\n") + "\n")?)
 }

@@ -4,8 +4,7 @@
 //! of these rows was measured, and stays otherwise. A smoke run writes beside its figures instead, and leaves docs alone.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing figures is what it is for")]
 
-use std::error::Error;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs;
 use std::path::Path;
 
@@ -18,7 +17,7 @@ pub fn print(text: &str) {
     print!("{text}");
 }
 
-pub fn complain(what: &str, problem: &dyn Error) {
+pub fn complain(what: &str, problem: impl Display) {
     eprintln!("{what}: {problem}");
 }
 
@@ -98,9 +97,9 @@ fn plain_table(figures: &[Figure]) -> String {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
-    let mut text: String = lines.iter().map(line).collect();
-    text.insert_str(0, "Numbers are min / median / max of the rounds; ratios are the median of theirs.\n\n");
-    text
+    let text: String = lines.iter().map(line).collect();
+    let small = if is_small() { " A smoke run: sizes are not those named." } else { "" };
+    format!("Numbers are min / median / max of the rounds; a ratio is the median of theirs.{small}\n\n{text}")
 }
 
 /// Bars of the medians, ours above the other's, with a line from the least to the most; each pair has a scale of its own.

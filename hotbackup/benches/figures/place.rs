@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hotbackup::{Backup, KeepFree, Report, Session};
 use tempfile::TempDir;
@@ -129,6 +129,9 @@ pub fn seconds<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<f64, E> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
+/// Where times are coarse, a file that was written within 250 ms before it is read is read again (docs/limits.md).
+const AGE: Duration = Duration::from_millis(300);
+
 /// A file of `bytes` in pieces of 1 MiB, one in `spacing` of its length; it is in the page cache, and on the disk.
 pub fn make_file(path: &Path, bytes: u64, spacing: u64) -> Done {
     let file = File::create(path)?;
@@ -138,7 +141,9 @@ pub fn make_file(path: &Path, bytes: u64, spacing: u64) -> Done {
         rustix::io::pwrite(&file, &piece[..len], at * spacing)?;
     }
     file.set_len(bytes * spacing)?;
-    Ok(file.sync_all()?)
+    file.sync_all()?;
+    std::thread::sleep(AGE);
+    Ok(())
 }
 
 /// `count` files in directories of 1,000; file n has `size(n)` bytes.
@@ -150,5 +155,7 @@ pub fn make_files(directory: &Path, count: u64, size: impl Fn(u64) -> u64) -> Do
         }
         fs::write(parent.join(number.to_string()), vec![7; usize::try_from(size(number))?])?;
     }
-    sync(directory)
+    sync(directory)?;
+    std::thread::sleep(AGE);
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,7 @@ use hotbackup::intercept::{Change, around};
 use hotbackup::{Report, Throttle};
 
 use crate::measure::{Done, Figure, Spread, Target, interleave, is_small, note, scaled};
-use crate::place::{Place, backup, copy, make_file, make_files, ours, seconds};
+use crate::place::{Place, backup, copy, make_file, make_files, ours, seconds, sync};
 
 const PIECE: usize = 16 << 10;
 
@@ -32,6 +32,9 @@ struct Call {
     took: u64,
 }
 
+/// From when to when something went on.
+type Part = (SystemTime, SystemTime);
+
 /// The calls of some time.
 pub struct Calls {
     calls: Vec<Call>,
@@ -40,7 +43,17 @@ pub struct Calls {
 
 impl Load<'_> {
     /// Does the work while the threads write; returns the calls of just this time.
-    pub fn during<T>(&self, work: impl FnOnce() -> T) -> Done<(Calls, T)> {
+    pub fn during<T>(&self, work: impl FnOnce() -> Done<T>) -> Done<(Calls, T)> {
+        self.during_parts(|parts| {
+            let begun = SystemTime::now();
+            let result = work();
+            parts.push((begun, SystemTime::now()));
+            result
+        })
+    }
+
+    /// The same for work of which only some parts count, which it notes.
+    fn during_parts<T>(&self, work: impl FnOnce(&mut Vec<Part>) -> Done<T>) -> Done<(Calls, T)> {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let done = &done;
@@ -48,16 +61,17 @@ impl Load<'_> {
                 (1..=self.writers).map(|seed| scope.spawn(move || self.write(done, seed))).collect();
             // To warm up.
             std::thread::sleep(Duration::from_millis(300));
-            let (from, begun) = (unix_ns(SystemTime::now()), Instant::now());
-            let result = work();
-            let (to, time) = (unix_ns(SystemTime::now()), begun.elapsed());
+            let mut parts = Vec::new();
+            let result = work(&mut parts);
             done.store(true, Ordering::Relaxed);
             let mut calls = Vec::new();
             for thread in threads {
                 calls.extend(thread.join().map_err(|_| "a writer failed")??);
             }
-            calls.retain(|call| call.at + call.took >= from && call.at <= to);
-            Ok((Calls { calls, time }, result))
+            let parts: Vec<_> = parts.into_iter().map(|(from, to)| (unix_ns(from), unix_ns(to))).collect();
+            calls.retain(|call| parts.iter().any(|&(from, to)| call.at + call.took >= from && call.at <= to));
+            let time = Duration::from_nanos(parts.iter().map(|&(from, to)| to.saturating_sub(from)).sum());
+            Ok((Calls { calls, time }, result?))
         })
     }
 
@@ -136,27 +150,32 @@ struct Round {
 }
 
 fn without(load: &Load<'_>, time: Duration) -> Done<Round> {
-    let (calls, ()) = load.during(|| std::thread::sleep(time))?;
+    sync(load.source)?;
+    let (calls, ()) = load.during(|| {
+        std::thread::sleep(time);
+        Ok(())
+    })?;
     Ok(Round { calls, took: f64::NAN, reports: Vec::new() })
 }
 
-/// Backups one after the other until the time is over, at least one.
+/// Backups one after the other until the time is over, at least one. That they are removed again is no part of it.
 fn within(load: &Load<'_>, place: &Place, time: Duration) -> Done<Round> {
     let to = place.destination()?;
-    let (calls, result) = load.during(|| -> Done<(f64, Vec<Report>)> {
+    let (calls, (took, reports)) = load.during_parts(|parts| {
         let (begun, mut took, mut reports) = (Instant::now(), 0.0, Vec::new());
         while reports.is_empty() || begun.elapsed() < time {
             let own = to.path().join(reports.len().to_string());
             fs::create_dir(&own)?;
+            let (from, session) = (SystemTime::now(), Instant::now());
             reports.push(backup(load.source, &own)?);
+            parts.push((from, SystemTime::now()));
             if reports.len() == 1 {
-                took = begun.elapsed().as_secs_f64();
+                took = session.elapsed().as_secs_f64();
             }
             fs::remove_dir_all(&own)?;
         }
         Ok((took, reports))
     })?;
-    let (took, reports) = result?;
     Ok(Round { calls, took, reports })
 }
 
@@ -197,7 +216,7 @@ pub fn saturating() -> Done {
             let mut beside_cp = || -> Done<Round> {
                 let to = place.destination()?;
                 let (calls, took) = load.during(|| seconds(|| copy(&["cp", "-a"], &source, to.path())))?;
-                Ok(Round { calls, took: took?, reports: Vec::new() })
+                Ok(Round { calls, took, reports: Vec::new() })
             };
             let seen = interleave(&mut [
                 &mut || within(&load, &place, Duration::ZERO),
@@ -351,53 +370,83 @@ pub fn fsync() -> Done {
     let place = Place::disk()?;
     let source = place.directory("source")?;
     make_file(&source.join("file"), scaled(2 << 30, 64 << 20), 1)?;
-    let again = |copy_once: &dyn Fn(&Path) -> Done| -> Done<f64> {
-        longest_fsync(&source, |done| {
-            while !done.load(Ordering::Relaxed) {
+    let beside = |once: &dyn Fn(&Path) -> Done| -> Done<f64> {
+        longest_fsync(&source, |host| {
+            while !host.has_enough() {
                 let to = place.destination()?;
-                copy_once(to.path())?;
+                host.counts.store(true, Ordering::Relaxed);
+                let result = once(to.path());
+                host.counts.store(false, Ordering::Relaxed);
+                result?;
             }
             Ok(())
         })
     };
-    let seen = interleave(&mut [
-        &mut || again(&|to| Ok(drop(backup(&source, to)?))),
-        &mut || longest_fsync(&source, |_| Ok(())),
-        &mut || again(&|to| copy(&["cp", "-a"], &source, to)),
-    ])?;
-    let what = format!("longest fsync in {} s, {}", fsync_time().as_secs(), place.name);
+    let mut idle = || -> Done<f64> {
+        sync(&source)?;
+        longest_fsync(&source, |host| {
+            host.counts.store(true, Ordering::Relaxed);
+            Ok(())
+        })
+    };
+    let seen =
+        interleave(&mut [&mut || beside(&|to| Ok(backup(&source, to).map(drop)?)), &mut idle, &mut || {
+            beside(&|to| copy(&["cp", "-a"], &source, to))
+        }])?;
+    let what = format!("longest fsync in {} s, {}", FSYNCS.as_secs(), place.name);
     let figure = Figure::new("fsync", what.clone(), "ms", seen[0].clone(), ("no backup", &seen[1]));
     note(figure.target(Target::RatioAtMost(2.0)))?;
     note(Figure::new("fsync", what, "ms", seen[0].clone(), ("beside cp -a; sync -f", &seen[2])))
 }
 
-fn fsync_time() -> Duration {
-    Duration::from_secs(if is_small() { 1 } else { 30 })
+/// For how long fsyncs are measured.
+const FSYNCS: Duration = Duration::from_secs(30);
+
+/// A host that syncs its log.
+struct Host {
+    /// Whether what it sees counts. To remove the last copy, which takes ext4 long, is no part of a backup.
+    counts: AtomicBool,
+    /// Of what counts.
+    milliseconds: AtomicU64,
 }
 
-/// Appends 4 KiB to a log and syncs it, 50 times a second, beside the work; the longest sync, in milliseconds.
-fn longest_fsync(source: &Path, work: impl FnOnce(&AtomicBool) -> Done) -> Done<f64> {
-    let log = File::create(source.join("log"))?;
-    let done = AtomicBool::new(false);
-    let append = || -> io::Result<Duration> {
-        let (begun, mut longest, mut end) = (Instant::now(), Duration::ZERO, 0);
-        while begun.elapsed() < fsync_time() {
-            end += write_at(&log, &[7; 4096], end)? as u64;
+impl Host {
+    fn has_enough(&self) -> bool {
+        let enough = if is_small() { Duration::from_secs(1) } else { FSYNCS };
+        u128::from(self.milliseconds.load(Ordering::Relaxed)) >= enough.as_millis()
+    }
+
+    /// Appends 4 KiB to a log and syncs it, 50 times a second; the longest sync.
+    fn work(&self, log: &File) -> io::Result<Duration> {
+        let (mut longest, mut end) = (Duration::ZERO, 0);
+        while !self.has_enough() {
+            let (begun, counts) = (Instant::now(), self.counts.load(Ordering::Relaxed));
+            end += write_at(log, &[7; 4096], end)? as u64;
             let call = Instant::now();
             log.sync_all()?;
-            longest = longest.max(call.elapsed());
+            let took = call.elapsed();
             std::thread::sleep(Duration::from_millis(20));
+            if counts {
+                longest = longest.max(took);
+                let all = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.milliseconds.fetch_add(all, Ordering::Relaxed);
+            }
         }
         Ok(longest)
-    };
+    }
+}
+
+/// The longest sync beside the work, in milliseconds.
+fn longest_fsync(source: &Path, work: impl FnOnce(&Host) -> Done) -> Done<f64> {
+    let log = File::create(source.join("log"))?;
+    let host = Host { counts: AtomicBool::new(false), milliseconds: AtomicU64::new(0) };
     std::thread::scope(|scope| {
-        let host = scope.spawn(|| {
-            let longest = append();
-            done.store(true, Ordering::Relaxed);
-            longest
-        });
-        let result = work(&done);
-        let longest = host.join().map_err(|_| "the host's thread failed")??;
+        let thread = scope.spawn(|| host.work(&log));
+        let result = work(&host);
+        if result.is_err() {
+            host.milliseconds.store(u64::MAX / 2, Ordering::Relaxed);
+        }
+        let longest = thread.join().map_err(|_| "the host's thread failed")??;
         result?;
         Ok(longest.as_secs_f64() * 1e3)
     })
