@@ -1,7 +1,7 @@
 //! The figures as a table of text, as tables and plots of docs/benchmarks.md.
 //!
-//! Tables lie in the page between `<!-- figures: ROW... -->` and `<!-- end -->`; what lies between the two is replaced if any
-//! of these rows was measured, and stays otherwise. A smoke run writes beside its figures instead, and leaves docs alone.
+//! Tables lie in the page between `<!-- figures: ROW... -->` and `<!-- end -->`; what lies between the two is replaced once
+//! all of these rows have been measured, and stays until then. A smoke run writes beside its figures instead, and leaves docs alone.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing figures is what it is for")]
 
 use std::fmt::{Display, Write as _};
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::measure::{self, Done, Figure, Spread, is_small, short};
 
-const HEAD: [&str; 8] = ["figure", "unit", "ours", "other", "its", "ratio", "target", "reached"];
+const HEAD: [&str; 8] = ["figure", "unit", "hotbackup", "against", "its", "ratio", "target", "reached"];
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 pub fn print(text: &str) {
@@ -42,14 +42,13 @@ fn filled(page: &str, figures: &[Figure], plots: &Path) -> Done<String> {
         let (rows, behind) = behind.split_once("-->").ok_or("a mark of the page does not end")?;
         let (old, behind) = behind.split_once("<!-- end -->").ok_or("a table of the page has no end")?;
         let names: Vec<&str> = rows.split_whitespace().collect();
-        let mut of_rows = Vec::new();
-        for name in &names {
-            of_rows.extend(figures.iter().filter(|figure| figure.row == *name));
-        }
+        let of_row = |name: &&str| figures.iter().filter(|figure| figure.row == **name).collect::<Vec<_>>();
+        let of_rows: Vec<_> = names.iter().map(of_row).collect();
         let new = match names.first() {
-            Some(name) if !of_rows.is_empty() => {
+            Some(name) if of_rows.iter().all(|figures| !figures.is_empty()) => {
+                let of_rows = of_rows.concat();
                 fs::write(plots.join(format!("{name}.svg")), plot(&of_rows))?;
-                format!("\n{}\n![{rows}](benchmarks/{name}.svg)\n", markdown(&of_rows))
+                format!("\n{}\n![{}](benchmarks/{name}.svg)\n", markdown(&of_rows), names.join(", "))
             }
             _ => old.to_owned(),
         };
