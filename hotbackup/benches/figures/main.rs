@@ -1,7 +1,7 @@
 //! The figures of docs/benchmarks.md.
 //!
 //! ```sh
-//! tests/run bench                                                   # all rows, for hours; then writes the page
+//! tests/run bench                                                   # all rows, an hour or two; then writes the page
 //! HOTBACKUP_BENCH_ROWS="large sparse" tests/run bench               # these
 //! HOTBACKUP_BENCH_SCALE=small tests/run bench                       # to see that it works; the page stays as it is
 //! ```
