@@ -183,6 +183,17 @@ fn without_the_library_the_plugin_says_what_to_do() {
 }
 
 #[test]
+fn a_library_of_another_version_is_refused() {
+    let _alone = common::alone();
+    let Some(product) = Product::wanted() else { return };
+    let server = Server::start(product, &How { other_version: true, ..How::usual() });
+    let mut connection = server.connect();
+    failure(&mut connection, "INSTALL PLUGIN tokudb_backup SONAME 'tokudb_backup.so'");
+    let said = format!("of version 0.0.9, the plugin of {}: install both", env!("CARGO_PKG_VERSION"));
+    assert!(server.log().contains(&said), "{}", server.log());
+}
+
+#[test]
 fn variables_are_as_documented() {
     let _alone = common::alone();
     let Some(product) = Product::wanted() else { return };

@@ -115,6 +115,19 @@ fn library(name: &str) -> PathBuf {
     path
 }
 
+/// Has a library say that it is of version 0.0.9.
+fn age(library: &Path) {
+    let mut bytes = std::fs::read(library).expect("the library");
+    let version = concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes();
+    let places: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(version)).collect();
+    assert!(!places.is_empty(), "the library says its version");
+    for at in places {
+        bytes[at..at + version.len()].fill(0);
+        bytes[at..at + 5].copy_from_slice(b"0.0.9");
+    }
+    std::fs::write(library, bytes).expect("the library");
+}
+
 /// How a server is started.
 #[derive(Clone, Default)]
 pub struct How {
@@ -125,6 +138,8 @@ pub struct How {
     pub attached: bool,
     /// Once more, from another file.
     pub library_twice: bool,
+    /// One that says that it is of another version.
+    pub other_version: bool,
     /// As the user nobody.
     pub unprivileged: bool,
     /// Setting up io_uring is refused.
@@ -224,7 +239,7 @@ impl Server {
             command.arg(place("tmpdir", scratch.path()));
         }
         command.args(&how.options);
-        let needs_preload = how.library_twice || how.without_uring;
+        let needs_preload = how.library_twice || how.without_uring || how.other_version;
         let attached = how.attached || std::env::var_os("HOTBACKUP_ATTACH").is_some() && !needs_preload;
         if attached && !how.without_library {
             std::fs::copy(library("libHotBackup.so"), plugins.join("libHotBackup.so")).expect("the library");
@@ -232,6 +247,9 @@ impl Server {
             // Its path may lie where not everybody may look.
             let preloaded = scratch.path().join("libHotBackup.so");
             std::fs::copy(library("libHotBackup.so"), &preloaded).expect("the library");
+            if how.other_version {
+                age(&preloaded);
+            }
             let mut preload = preloaded.clone().into_os_string();
             if how.library_twice {
                 let again = scratch.path().join("libHotBackup-again.so");
