@@ -128,8 +128,9 @@ impl Source {
             match got {
                 Ok(range) => return Ok(&buffer[range]),
                 Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) if way != Way::Keep => self.leave(way),
-                // A direct read says so as well if the pages that a mapping and a direct write disagreed about could not be thrown away
-                // (`dio_warn_stale_pagecache` in mm/filemap.c). What cannot be read at all shows in the next way.
+                // A direct read fails so where a store to a mapping has made a page dirty since the kernel wrote the file's pages back, and
+                // its blocks are not allocated yet (fs/iomap/direct-io.c): what the file holds there is in the cache. What cannot be
+                // read at all shows in the next way.
                 Err(Errno::IO) if way == Way::Direct => self.leave(way),
                 Err(errno) => return Err(errno),
             }

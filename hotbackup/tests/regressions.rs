@@ -10,13 +10,14 @@ mod common;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use common::calls::{self, Name};
+use common::rng::Rng;
 use common::tree::{Compare, Tree};
 use common::{Place, Scratch, run};
 use hotbackup::intercept::{Change, around};
@@ -40,6 +41,55 @@ fn is_copied(place: &Place) {
     let copy = Tree::read_destination(&place.destination).expect("the copy");
     let differences = source.differences(&copy, Compare { times: false, allocation: false }, 10);
     assert!(differences.is_empty(), "{differences:#?}");
+}
+
+/// A direct read fails with EIO where a store to a mapping has made a page dirty since the kernel wrote the file's pages back: "Direct
+/// I/O collision with buffered writes" (fs/iomap/direct-io.c), for blocks whose allocation is delayed.
+#[test]
+fn stores_to_a_mapping_of_a_file_used_with_o_direct_do_not_fail_the_backup() {
+    let _alone = common::alone();
+    const FILES: usize = 8;
+    const SIZE: i64 = 2 << 20;
+    for _ in 0..3 {
+        let place = Place::new(Scratch::new(false), "stores beside direct reads");
+        let open = |number: usize| {
+            let path = place.source.join(number.to_string());
+            let direct =
+                File::options().read(true).write(true).create(true).custom_flags(libc::O_DIRECT).open(path);
+            direct.expect("a filesystem with O_DIRECT")
+        };
+        let files: Vec<File> = (0..FILES).map(open).collect();
+        files.iter().for_each(|file| file.set_len(SIZE.cast_unsigned()).expect("a hole"));
+        let (stop, resting) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for seed in 0..2 {
+                let (files, stop, resting) = (&files, &stop, &resting);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(seed);
+                    while !stop.load(Ordering::Relaxed) {
+                        let fd = files[rng.below(FILES as u64) as usize].as_raw_fd();
+                        let at = rng.below(SIZE as u64 - 8192).cast_signed();
+                        calls::store(fd, &[7; 5000], at).expect("stored");
+                        if rng.one_in(64) {
+                            let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                            calls::fallocate(fd, hole, 0, SIZE).expect("a hole");
+                        }
+                    }
+                    resting.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            let outcome = place.backup().before_cut(|| {
+                stop.store(true, Ordering::Relaxed);
+                while resting.load(Ordering::Relaxed) < 2 {
+                    std::thread::yield_now();
+                }
+            });
+            let outcome = outcome.start().and_then(Session::finish);
+            stop.store(true, Ordering::Relaxed);
+            outcome.expect("the backup");
+        });
+        is_copied(&place);
+    }
 }
 
 /// A journal, written in one call and truncated in another: no cut can find it at any other length.
