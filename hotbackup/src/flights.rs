@@ -208,6 +208,11 @@ impl Flights {
         self.flying.load(Ordering::SeqCst) == 0
     }
 
+    /// Whether no request is known at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.iter().all(|place| place.state.load(Ordering::SeqCst) == FREE)
+    }
+
     /// Whether a request of this ring is known that may not have ended.
     pub(crate) fn any_flies(&self, ring: u64) -> bool {
         self.places.iter().any(|place| {
@@ -260,8 +265,8 @@ mod tests {
     #[test]
     fn a_write_flies_until_it_lands_or_is_forgotten() {
         let table = table();
-        assert!(table.none_flies());
-        assert!(table.note(name(1), TARGET) && table.note(name(2), TARGET));
+        assert!(table.none_flies() && table.is_empty());
+        assert!(table.note(name(1), TARGET) && table.note(name(2), TARGET) && !table.is_empty());
         assert!(!table.land(Name { ring: 8, cookie: 1 }, true, ignore), "another ring's");
         assert!(table.land(name(1), true, ignore) && !table.none_flies());
         assert!(!table.land(name(1), true, ignore), "it has landed");

@@ -165,8 +165,9 @@ impl Engine<'_> {
         }
         if is_quiet {
             // Some may have been noted while no ring was known.
-            let flights = WATCH.async_io.flights();
-            let _ = flights.map(|flights| urings().for_each(|ring| flights.land_all(ring.name(), mark)));
+            if let Some(flights) = WATCH.async_io.flights().filter(|flights| !flights.is_empty()) {
+                urings().for_each(|ring| flights.land_all(ring.name(), mark));
+            }
             // What a call found of the rings before, when it did not know which were used, is nothing: still nobody is inside.
             let untracked = &WATCH.async_io.untracked;
             let found = Untracked::Submission as u32;

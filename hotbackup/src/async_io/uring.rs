@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::os::fd::RawFd;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use super::rings::{self, Ring};
@@ -387,9 +388,14 @@ pub(super) struct Mapped {
 }
 
 impl Places {
-    /// Asks the kernel, by making a ring (io_uring_setup(2)).
+    /// Asks the kernel, by making a ring (io_uring_setup(2)), until it has told.
     pub(super) fn ask() -> Option<Places> {
-        sys::raw::ring_places().ok().map(Places)
+        static TOLD: OnceLock<Places> = OnceLock::new();
+        if let Some(&told) = TOLD.get() {
+            return Some(told);
+        }
+        let told = Places(sys::raw::ring_places().ok()?);
+        Some(*TOLD.get_or_init(|| told))
     }
 
     /// Takes up a ring that was found mapped, if it is not known.
