@@ -424,7 +424,8 @@ fn a_backup_is_watched_and_killed_from_other_sessions() {
         let asked = Instant::now();
         other.query_drop(format!("KILL QUERY {id}")).expect("killed");
         let failure = backup.join().expect("no panic");
-        assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?} to end", asked.elapsed());
+        common::say(&format!("killed, it ended in {:?}", asked.elapsed()));
+        assert!(asked.elapsed() < Duration::from_secs(1), "it took {:?} to end", asked.elapsed());
         failure
     });
     assert!(matches!(code, 1231 | 1317), "{code} {text}");
@@ -457,7 +458,8 @@ fn a_backup_is_watched_and_killed_from_other_sessions() {
         let asked = Instant::now();
         server.ask_to_stop();
         backup.join().expect("no panic").expect_err("it cannot be complete");
-        assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?} to end", asked.elapsed());
+        common::say(&format!("in a server that shuts down, it ended in {:?}", asked.elapsed()));
+        assert!(asked.elapsed() < Duration::from_secs(1), "it took {:?} to end", asked.elapsed());
     });
     server.stop();
     assert!(late.join("mysql_data_dir.incomplete/HOTBACKUP-INCOMPLETE").is_dir(), "it looks complete");
