@@ -64,7 +64,7 @@ enum Untracked {
 
 /// The reasons, in the order of [`Untracked`].
 const REASONS: [&str; 9] = [
-    "more of them, or more rings, are in use at the same time than there is room for",
+    "more of them are under way, or more rings were used in the session, than there is room for",
     "a descriptor was closed while a write to it was being submitted",
     "a request or a ring could not be read",
     "one that was submitted before the backup began has ended, and what it wrote cannot be told",
