@@ -93,7 +93,9 @@ macro_rules! hook {
 
             pub(super) static REAL: Real = Real::new(
                 c_name(concat!(stringify!($name), "\0")),
-                // SAFETY: only the hook below calls it, which turns it back into its own type.
+                // SAFETY: only the hook below calls them, which turns them back into their own type.
+                unsafe { std::mem::transmute::<Call, unsafe extern "C-unwind" fn()>(unknown) },
+                // SAFETY: as above.
                 unsafe { std::mem::transmute::<Call, unsafe extern "C-unwind" fn()>(missing) },
             );
 
@@ -106,9 +108,17 @@ macro_rules! hook {
                 missing!($syscall $result, $($arg),*)
             }
 
+            #[cold]
+            unsafe extern "C-unwind" fn unknown($($arg: $type),*) -> $result {
+                // SAFETY: the address is the C library's function of this name, or `missing`: both have this type.
+                let real = unsafe { std::mem::transmute::<*mut c_void, Call>(REAL.look_up()) };
+                // SAFETY: the caller keeps the function's contract; its arguments are passed on as they are.
+                unsafe { real($($arg),*) }
+            }
+
             #[cfg_attr(not(test), unsafe(no_mangle))]
             unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $result {
-                // SAFETY: the address is the C library's function of this name, or `missing`: both have this type.
+                // SAFETY: the address is the C library's function of this name, or one of the stand-ins above: all have this type.
                 let real = unsafe { std::mem::transmute::<*mut c_void, Call>(REAL.address()) };
                 // SAFETY: the caller keeps the function's contract; its arguments are passed on as they are.
                 Meaning::pass($meaning, move || unsafe { real($($arg),*) })
@@ -363,7 +373,7 @@ const KERNEL_SIGNALS: size_t = 8;
 /// As for that function.
 pub(crate) unsafe fn submit_only(ring: *mut c_void) -> c_int {
     type Call = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
-    // SAFETY: the address is liburing's function of this name, or `missing`: both have this type.
+    // SAFETY: the address is liburing's function of this name, or a stand-in: all have this type.
     let real = unsafe { std::mem::transmute::<*mut c_void, Call>(io_uring_submit::REAL.address()) };
     // SAFETY: the caller says so.
     unsafe { real(ring) }
@@ -376,9 +386,10 @@ const fn c_name(name: &'static str) -> &'static CStr {
     }
 }
 
-/// Looks every real function up, so that no hook has to do so later in a place where the loader must not be entered.
+/// Looks every real function up that is not known yet, so that no hook has to do so later in a place where the loader must not
+/// be entered.
 pub(crate) fn look_up_all() {
-    for hook in TABLE {
+    for hook in TABLE.iter().filter(|hook| hook.real.known() == 0) {
         hook.real.look_up();
     }
 }

@@ -53,6 +53,7 @@ fn prove() -> Result<()> {
         }
         attach::wait_for_loader()?;
     }
+    look_up_all();
     in_force()?;
     PROVED.store(added, Ordering::Relaxed);
     Ok(())

@@ -1,8 +1,8 @@
 //! The functions that the hooks replace, found on first use.
 //!
 //! Another library's constructor may call a hook before ours has run, and a signal handler may do so at any time: so
-//! the address is kept in an atomic, whoever needs it first looks it up, and a race writes the same value twice. Our
-//! constructor looks all of them up, so that later no hook ever enters the loader.
+//! the address is kept in an atomic, which at first holds that of a stand-in that looks the function up, and a race writes the
+//! same value twice. Our constructor looks all of them up, so that later no hook ever enters the loader.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -13,30 +13,32 @@ use hotbackup::intercept::ErrorNumber;
 /// The next definition of one function behind ours.
 pub(crate) struct Real {
     name: &'static CStr,
+    /// Stands in until the function has been looked up: does so, and calls it.
+    unknown: StandIn,
     /// Stands in where this C library does not have the function.
-    missing: Missing,
+    missing: StandIn,
     address: AtomicPtr<c_void>,
 }
 
 /// A function whose true signature only its hook knows.
-pub(crate) type Missing = unsafe extern "C-unwind" fn();
+pub(crate) type StandIn = unsafe extern "C-unwind" fn();
 
 impl Real {
-    pub(crate) const fn new(name: &'static CStr, missing: Missing) -> Real {
-        Real { name, missing, address: AtomicPtr::new(ptr::null_mut()) }
+    pub(crate) const fn new(name: &'static CStr, unknown: StandIn, missing: StandIn) -> Real {
+        Real { name, unknown, missing, address: AtomicPtr::new(unknown as *mut c_void) }
     }
 
     /// The address to call; never null.
     #[inline(always)]
     pub(crate) fn address(&self) -> *mut c_void {
-        let address = self.address.load(Ordering::Relaxed);
-        if address.is_null() { self.look_up() } else { address }
+        self.address.load(Ordering::Relaxed)
     }
 
     /// The address if a library has the function, else 0.
     pub(crate) fn known(&self) -> usize {
         let address = self.address.load(Ordering::Relaxed);
-        if address == self.missing as *mut c_void { 0 } else { address as usize }
+        let stand_ins = [self.unknown, self.missing];
+        if stand_ins.iter().any(|&ours| ours as *mut c_void == address) { 0 } else { address as usize }
     }
 
     /// Has the hook call the function of the C library itself, or of the library that has it, whatever stands before that

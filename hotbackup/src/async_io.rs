@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::crossings;
 use crate::extents;
 use crate::flights::{Flights, Target};
-use crate::gate::{Gate, Inside, State, Word};
+use crate::gate::{self, Gate, Inside, State, Word};
 use crate::intercept::{self, Found};
 use crate::registry::{self, WATCH};
 use crate::sys;
@@ -217,7 +217,7 @@ fn submit<R>(
     taken: impl FnOnce(&R),
 ) -> R {
     let Some(slot) = registry::slot() else { return real() };
-    let inside = slot.enter(Word::ring(ring));
+    let inside = slot.enter(Word::ring(ring), gate::here());
     match registry::gate() {
         Some(gate) if gate.state() != State::Idle => captured(&inside, gate, note, waiting, real, taken),
         _ => real(),
@@ -237,7 +237,7 @@ fn submit_and_wait<R>(
     wait: impl FnOnce(R) -> R,
 ) -> R {
     let Some(slot) = registry::slot() else { return whole() };
-    let inside = slot.enter(Word::ring(ring));
+    let inside = slot.enter(Word::ring(ring), gate::here());
     match registry::gate() {
         Some(gate) if gate.state() != State::Idle => {
             let submitted = captured(&inside, gate, note, waiting, first, taken);
@@ -260,7 +260,7 @@ fn captured<R>(
     real: impl FnOnce() -> R,
     taken: impl FnOnce(&R),
 ) -> R {
-    if intercept::is_not_ours() {
+    if sys::thread::is_engine() {
         inside.step_out();
         return real();
     }
@@ -268,14 +268,14 @@ fn captured<R>(
     if state == State::Idle {
         return real();
     }
-    let endings = WATCH.endings();
+    let endings = WATCH.endings.read();
     let mut noted = Noted::default();
     intercept::guarded(|| note(state, &mut noted));
     let result = real();
     let _errno = sys::errno::Preserve::new();
     intercept::guarded(|| {
         taken(&result);
-        if endings.is_none() || WATCH.endings() != endings {
+        if WATCH.endings.since(endings) > 0 {
             noted.look_again();
         }
     });
@@ -326,11 +326,11 @@ impl Noted {
 #[inline(never)]
 fn ended(ring: u64, land: impl FnOnce()) {
     let _errno = sys::errno::Preserve::new();
-    if intercept::is_not_ours() {
+    if sys::thread::is_engine() {
         return;
     }
     let (Some(slot), Some(gate)) = (registry::slot(), registry::gate()) else { return };
-    let inside = slot.enter(Word::ring(ring));
+    let inside = slot.enter(Word::ring(ring), gate::here());
     // It does not wait at the closed gate: it changes no file, and the cut may wait for what it says.
     if inside.join(gate) != State::Idle {
         intercept::guarded(land);

@@ -207,7 +207,8 @@ impl Engine<'_> {
         let not_found = |&id: &NodeId| self.tree.node(id).marks.audited(generation).is_none();
         // A call that hit another inode than it had found has audited the wrong one: the change may be its own. And what
         // the sweeps did not find may have been moved from place to place before them.
-        if (WATCH.crossings.any() || unseen.iter().all(not_found)) && caught < PATIENCE {
+        let may_have_moved = caught < PATIENCE;
+        if may_have_moved && (WATCH.crossings.any() || unseen.iter().all(not_found)) {
             self.copy_again(unseen);
             return Ok(Some("names moved too fast while changes were looked for".into()));
         }
@@ -217,7 +218,8 @@ impl Engine<'_> {
                 self.suspects.push(id);
             }
             // What was found open for writing elsewhere in the audit, a child's inherited descriptor for one, may not have changed.
-            if self.has_changed(id, generation) {
+            let is_elsewhere = may_have_moved && self.tree.node(id).marks.audited(generation).is_none();
+            if !is_elsewhere && self.has_changed(id, generation) {
                 self.note_unseen(id);
             }
         }

@@ -8,6 +8,8 @@
 //! Invariant: while the state is [`State::Closed`] and [`Slots::wait_until_outside`] has returned success, no thread
 //! is inside a captured call.
 
+use std::mem::MaybeUninit;
+
 use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering, fence_heavy, fence_light};
 use crate::sys::mem::{AtomicRef, zeroed};
 use crate::sys::scratch::Scratch;
@@ -275,25 +277,53 @@ impl Slot {
         }
     }
 
-    /// Stands in the slot until the guard goes, however the call is left: return, panic, or cancellation.
+    /// Stands in the slot until the guard goes, however the call is left: return, panic, or cancellation. For a thread that
+    /// stands nowhere else while no session runs; otherwise `None`, and the thread is where it was: it has to
+    /// [`enter`](Slot::enter). `frame` is the caller's [`here`].
+    ///
+    /// The frame is put back as well: a signal handler may have come between the caller's storing of its own and of its word.
     #[inline(always)]
-    pub(crate) fn enter(&self, word: Word) -> Inside<'_> {
-        let marker = 0u8;
-        let frame = std::ptr::from_ref(&marker) as u64;
+    pub(crate) fn pass(&self, word: Word, frame: Frame, gate: &Gate) -> Option<Passing<'_>> {
+        if self.word.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        let outer_frame = self.frame.load(Ordering::Relaxed);
+        self.frame.store(frame.0, Ordering::Relaxed);
+        self.word.store(word.0, Ordering::Relaxed);
+        fence_light();
+        let passing = Passing { slot: self, outer_frame };
+        (gate.state() == State::Idle).then_some(passing)
+    }
+
+    /// Stands in the slot until the guard goes, whatever the thread is inside of, and whether a session runs or not. `frame` is
+    /// the caller's [`here`].
+    #[inline(always)]
+    pub(crate) fn enter(&self, word: Word, frame: Frame) -> Inside<'_> {
         let mut outer = self.word.load(Ordering::Relaxed);
         let outer_frame = self.frame.load(Ordering::Relaxed);
         let mut store = word.0;
         if outer != 0 {
-            outer = live_outer(outer, outer_frame, frame);
+            outer = live_outer(outer, outer_frame, frame.0);
             if outer != 0 && !Word(outer).is_harmless() {
                 store |= Word::NESTED;
             }
         }
-        self.frame.store(frame, Ordering::Relaxed);
+        self.frame.store(frame.0, Ordering::Relaxed);
         self.word.store(store, Ordering::Relaxed);
         fence_light();
         Inside { slot: self, outer, outer_frame, word: store }
     }
+}
+
+/// Where on its stack a hook runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame(u64);
+
+/// The calling function's frame.
+#[inline(always)]
+pub(crate) fn here() -> Frame {
+    let marker = MaybeUninit::<u8>::uninit();
+    Frame(std::ptr::from_ref(&marker) as u64)
 }
 
 /// The outer word if the call that stored it can still be running, else 0: its frame was left by longjmp.
@@ -313,6 +343,20 @@ fn live_outer(outer: u64, outer_frame: u64, frame: u64) -> u64 {
         crate::sys::raw::AlternateStack::Inactive { from, to } if (from..to).contains(&outer_frame) => 0,
         _ if outer_frame <= frame => 0,
         _ => outer,
+    }
+}
+
+/// A thread's presence in its slot while no session runs and it stands nowhere else.
+pub(crate) struct Passing<'a> {
+    slot: &'a Slot,
+    outer_frame: u64,
+}
+
+impl Drop for Passing<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.slot.word.store(0, Ordering::Release);
+        self.slot.frame.store(self.outer_frame, Ordering::Relaxed);
     }
 }
 
@@ -396,14 +440,14 @@ mod tests {
     #[inline(never)]
     fn in_a_handler(slot: &Slot, check: &dyn Fn(&Inside<'_>)) {
         let room = std::hint::black_box([0u8; 512]);
-        check(&slot.enter(Word::descriptor(4)));
+        check(&slot.enter(Word::descriptor(4), here()));
         std::hint::black_box(room);
     }
 
     #[test]
     fn a_handler_does_not_claim_that_the_call_it_interrupted_is_captured() {
         let slot = slot();
-        let outer = slot.enter(Word::descriptor(3));
+        let outer = slot.enter(Word::descriptor(3), here());
         in_a_handler(slot, &|inner| {
             inner.captured();
             assert_eq!(slot.word().0 & Word::CAPTURED, 0);
@@ -420,7 +464,7 @@ mod tests {
     #[test]
     fn a_handler_inside_a_close_waits_at_the_gate() {
         let slot = slot();
-        let outer = slot.enter(Word::harmless(3));
+        let outer = slot.enter(Word::harmless(3), here());
         outer.captured();
         in_a_handler(slot, &|inner| {
             inner.captured();

@@ -20,7 +20,7 @@ pub use crate::async_io::{
 pub use crate::change::{At, Change, Done, ErrorNumber, Outcome};
 use crate::crossings;
 use crate::extents::{self, Marks, Stamp};
-use crate::gate::{self, Gate, Inside, State, Word};
+use crate::gate::{self, Frame, Gate, Inside, Passing, State, Word};
 pub use crate::mappings::{making_userfaultfd, mapping};
 use crate::registry::{self, WATCH};
 use crate::sys;
@@ -32,46 +32,64 @@ use crate::sys::scratch::PATH_MAX;
 /// vforked children. A panic or a cancellation of the thread inside `real` passes through.
 #[inline(always)]
 pub fn around<R: Outcome>(change: Change, real: impl FnOnce() -> R) -> R {
-    let Some(slot) = registry::slot() else {
-        return real();
-    };
-    let inside = slot.enter(change.word());
-    match registry::gate() {
-        Some(gate) if gate.state() != State::Idle => captured(&inside, gate, change, real),
-        _ => real(),
+    let (word, frame) = (change.word(), gate::here());
+    match pass(word, frame) {
+        Some(_passing) => real(),
+        None => captured(Entering { word, frame }, Call { change, real }),
     }
+}
+
+/// Stands in the thread's slot if it has one and stands nowhere else, and no session runs.
+#[inline(always)]
+fn pass(word: Word, frame: Frame) -> Option<Passing<'static>> {
+    let slot = registry::known_slot()?;
+    registry::gate().and_then(|gate| slot.pass(word, frame, gate))
 }
 
 /// Makes the call `real`, which may close the descriptor `fd` or have it stand for another file: `close`, `dup2`,
 /// `dup3`. It changes no file; but a write that runs beside it may land in another file than expected.
 #[inline(always)]
 pub fn ending_descriptor<R>(fd: RawFd, real: impl FnOnce() -> R) -> R {
-    beside(fd, || WATCH.endings_of(fd), real)
+    beside(fd, || WATCH.count_ending(Some(fd)), real)
 }
 
 /// Makes the call `real`, which may close many descriptors at once: `close_range`, `closefrom`.
 #[inline(always)]
 pub fn ending_descriptors<R>(real: impl FnOnce() -> R) -> R {
-    beside(0, || &WATCH.descriptor_ranges, real)
+    beside(0, || WATCH.count_ending(None), real)
 }
 
 /// Makes the call `real`, which may move the position of the descriptor `fd` backwards: `lseek`. It changes no file;
 /// but a write at the position that runs beside it may land elsewhere than expected.
 #[inline(always)]
 pub fn moving_position<R>(fd: RawFd, real: impl FnOnce() -> R) -> R {
-    beside(fd, || &WATCH.seeking, real)
+    beside(fd, || WATCH.seeking.begin(), real)
 }
 
 /// Makes a call that changes no file, and has it counted while a session runs.
 #[inline(always)]
-fn beside<R>(fd: RawFd, epoch: impl FnOnce() -> &'static registry::Epoch, real: impl FnOnce() -> R) -> R {
+fn beside<R, C>(fd: RawFd, count: impl FnOnce() -> C, real: impl FnOnce() -> R) -> R {
+    let (word, frame) = (Word::harmless(fd), gate::here());
+    match pass(word, frame) {
+        Some(_passing) => real(),
+        None => counted(Entering { word, frame }, count, real),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn counted<R, C>(
+    Entering { word, frame }: Entering,
+    count: impl FnOnce() -> C,
+    real: impl FnOnce() -> R,
+) -> R {
     let Some(slot) = registry::slot() else { return real() };
-    let inside = slot.enter(Word::harmless(fd));
+    let inside = slot.enter(word, frame);
     if registry::gate().is_none_or(|gate| gate.state() == State::Idle) {
         return real();
     }
     inside.captured();
-    let _counted = epoch().begin();
+    let _counted = count();
     real()
 }
 
@@ -140,10 +158,30 @@ impl Change {
     }
 }
 
+/// What a hook stands in its slot with.
+struct Entering {
+    word: Word,
+    frame: Frame,
+}
+
+/// A call of the host. Handed over whole, so that the way without a session keeps all of it in registers.
+struct Call<F> {
+    change: Change,
+    real: F,
+}
+
 #[cold]
 #[inline(never)]
-fn captured<R: Outcome>(inside: &Inside<'_>, gate: &Gate, change: Change, real: impl FnOnce() -> R) -> R {
-    if is_not_ours() {
+fn captured<R: Outcome>(
+    Entering { word, frame }: Entering,
+    Call { change, real }: Call<impl FnOnce() -> R>,
+) -> R {
+    let Some(slot) = registry::slot() else { return real() };
+    let inside = &slot.enter(word, frame);
+    let Some(gate) = registry::gate().filter(|gate| gate.state() != State::Idle) else {
+        return real();
+    };
+    if sys::thread::is_engine() {
         inside.step_out();
         return real();
     }
@@ -166,11 +204,6 @@ fn captured<R: Outcome>(inside: &Inside<'_>, gate: &Gate, change: Change, real: 
     result
 }
 
-/// Whether the session, if there is one, has nothing to do with calls of this thread.
-pub(crate) fn is_not_ours() -> bool {
-    sys::thread::is_engine() || WATCH.pid.load(Ordering::Relaxed) != sys::raw::getpid()
-}
-
 /// How often a thread that waits at the gate does what only it can do.
 const PAUSE: Duration = Duration::from_micros(200);
 
@@ -191,7 +224,7 @@ pub(crate) fn pass_the_gate(inside: &Inside<'_>, gate: &Gate, waiting: impl Fn()
 
 /// Waits at the closed gate, then finds out what the call is about. `None` if the session has ended.
 fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pending> {
-    let begun = sys::raw::monotonic_ns();
+    let mut begun = None;
     loop {
         let state = pass_the_gate(inside, gate, || false);
         if state == State::Idle {
@@ -199,9 +232,12 @@ fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pen
         }
         let pending =
             guarded(|| Pending::look(inside, change, state)).unwrap_or_else(|| Pending::blind(change));
-        let waited = sys::raw::monotonic_ns().saturating_sub(begun);
-        let may_wait = !inside.is_nested() && waited < WATCH.max_stall_ns.load(Ordering::Relaxed);
-        if state != State::Audit || !pending.is_blind() || !may_wait {
+        if state != State::Audit || !pending.is_blind() || inside.is_nested() {
+            return Some(pending);
+        }
+        let now = sys::raw::monotonic_ns();
+        let waited = now.saturating_sub(*begun.get_or_insert(now));
+        if waited >= WATCH.max_stall_ns.load(Ordering::Relaxed) {
             return Some(pending);
         }
         // What it changes cannot be audited before. The audit is short: the call comes behind it.
@@ -380,8 +416,8 @@ struct Pending {
     about: About,
     /// `None` while the call runs: if it never returns (cancellation), anything may have happened.
     done: Option<Done>,
-    /// This call counts as one that makes a file smaller, and as one that gives or takes names.
-    counts: [Option<registry::Counted<'static>>; 2],
+    /// What the call counts as while this lives: one that gives or takes names.
+    _counts: Option<registry::Counted<'static>>,
 }
 
 enum About {
@@ -401,20 +437,20 @@ struct Data {
     found: Option<Found>,
     /// Where the bytes go, as far as it is known before the call.
     place: Place,
-    /// Whether the descriptor was in append mode before the call.
-    appends: bool,
-    /// What counts the calls that may end the descriptor, and those that end ranges.
-    descriptors: (Option<u64>, Option<u64>),
-    shrinking: Option<u64>,
-    seeking: Option<u64>,
+    /// What counts the calls that may end the descriptor, and those that may move a position back.
+    endings: u64,
+    seeking: u64,
 }
 
 #[derive(Clone, Copy)]
 enum Place {
     /// To the end of the file.
     End,
+    /// The same if the descriptor is still in append mode after the call.
+    Appended,
     /// To the descriptor's position, which was this.
     Position(u64),
+    /// There, or, in append mode, to the end: whatever a file has grown by is copied, so that needs no mark of its own.
     At(u64),
     /// Not asked, because the file is not watched, or not known.
     Anywhere,
@@ -424,7 +460,7 @@ enum Place {
 struct ResizePath {
     len: u64,
     found: Option<Found>,
-    names: Option<u64>,
+    names: u64,
 }
 
 /// A call on directory entries or attributes by path, or on attributes by descriptor.
@@ -435,12 +471,12 @@ struct Names {
     /// The descriptor that an `open` returns is of a file that may have been emptied.
     opened: bool,
     /// For a call by path: what counted the calls that give and take names before it, and how many of them it is.
-    names: Option<(Option<u64>, u64)>,
+    names: Option<(u64, u64)>,
 }
 
 impl Pending {
     fn new(about: About) -> Pending {
-        Pending { about, done: None, counts: [None, None] }
+        Pending { about, done: None, _counts: None }
     }
 
     fn blind(change: Change) -> Pending {
@@ -484,31 +520,25 @@ impl Pending {
     }
 
     fn data(change: Change, fd: RawFd, state: State) -> Pending {
-        let descriptors = (WATCH.endings_of(fd).read(), WATCH.descriptor_ranges.read());
-        let shrinking = WATCH.shrinking.read();
+        let endings = WATCH.endings(fd);
         let seeking = WATCH.seeking.read();
         let found = Found::descriptor(fd, state);
         if found.is_some_and(|found| !found.may_be_backed_up()) {
             return Pending::new(About::BesideThePoint);
         }
-        let watched = found.is_some_and(|found| found.marks.is_some());
-        let appends = watched && appends(fd);
-        let place = match change {
-            _ if !watched => Place::Anywhere,
-            Change::Append { .. } => Place::End,
-            Change::Write { .. } | Change::WriteAt { .. } if appends => Place::End,
-            Change::WriteAt { at, .. } if at >= 0 => Place::At(at.cast_unsigned()),
-            Change::Write { .. } | Change::WriteAt { .. } => {
-                position(fd).map_or(Place::Anywhere, Place::Position)
-            }
+        let size = found.filter(|found| found.marks.is_some()).map(|found| found.size);
+        let place = match (change, size) {
+            (Change::Append { .. }, Some(_)) => Place::End,
+            (Change::WriteAt { at, .. }, Some(_)) if at >= 0 => Place::At(at.cast_unsigned()),
+            (Change::Write { .. }, Some(size)) => match position(fd) {
+                // At the end it makes no difference.
+                Some(before) if before != size && appends(fd) => Place::Appended,
+                Some(before) => Place::Position(before),
+                None => Place::Anywhere,
+            },
             _ => Place::Anywhere,
         };
-        let data = Data { change, fd, found, place, appends, descriptors, shrinking, seeking };
-        let mut pending = Pending::new(About::Data(data));
-        if matches!(change, Change::Resize { .. } | Change::Allocate { .. } | Change::WriteAny { .. }) {
-            pending.counts[0] = Some(WATCH.shrinking.begin());
-        }
-        pending
+        Pending::new(About::Data(Data { change, fd, found, place, endings, seeking }))
     }
 
     /// `None` if the paths cannot be read; the kernel will most likely refuse them as well.
@@ -521,9 +551,7 @@ impl Pending {
             Change::ResizePath { file, len } => {
                 let found = PathText::read(file, first)?.target(state, true);
                 let len = u64::try_from(len).unwrap_or(0);
-                let mut pending = Pending::new(About::Resize(ResizePath { len, found, names }));
-                pending.counts[0] = Some(WATCH.shrinking.begin());
-                return Some(pending);
+                return Some(Pending::new(About::Resize(ResizePath { len, found, names })));
             }
             Change::AttributesPath { file, follow } => {
                 let file = PathText::read(file, first)?.target(state, follow);
@@ -563,7 +591,7 @@ impl Pending {
                     .for_each(|found| WATCH.crossings.note(found.marks));
             }
         }
-        pending.counts[1] = counted;
+        pending._counts = counted;
         Some(pending)
     }
 
@@ -607,9 +635,6 @@ impl Pending {
             names.is_missing = creates && found.is_none() && touched[0].is_none();
             names.opened = flags.contains(OFlags::TRUNC);
             names.touched[1] = found.map(|found| (found, 0));
-        }
-        if flags.contains(OFlags::TRUNC) {
-            pending.counts[0] = Some(WATCH.shrinking.begin());
         }
         pending
     }
@@ -683,12 +708,11 @@ impl Data {
         {
             return;
         }
-        let ended = WATCH.endings_of(self.fd).moved_since(self.descriptors.0, 0)
-            || WATCH.descriptor_ranges.moved_since(self.descriptors.1, 0);
-        if ended || self.found.is_none() {
-            // The number may have stood for another file when the call was made.
+        if WATCH.endings_since(self.fd, self.endings) > 0 || self.found.is_none() {
+            // The number may have stood for another file when the call was made: for this one, or, if it was ended more than
+            // once, for any.
             mark_all(Found::descriptor(self.fd, State::Open));
-            if self.found.is_none() {
+            if WATCH.endings_since(self.fd, self.endings) > 1 || self.found.is_none() {
                 WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA);
             }
             return mark_all(self.found);
@@ -717,18 +741,15 @@ impl Data {
         let ledger = &WATCH.ledger;
         match self.place {
             Place::At(at) => marks.mark_range(ledger, at, at.saturating_add(len)),
-            _ if self.appends != appends(self.fd) => marks.mark_all(ledger),
+            // A call that has made the file smaller meanwhile marks all behind its new end.
+            Place::End => marks.mark_tail(ledger, size, len),
+            Place::Appended if appends(self.fd) => marks.mark_tail(ledger, size, len),
             // Others may have moved the position on meanwhile; if they may have moved it back, nothing is known.
-            Place::Position(before) if !WATCH.seeking.moved_since(self.seeking, 0) => match position(self.fd)
-            {
+            Place::Position(before) if WATCH.seeking.since(self.seeking) == 0 => match position(self.fd) {
                 Some(after) if after >= before.saturating_add(len) => marks.mark_range(ledger, before, after),
                 _ => marks.mark_all(ledger),
             },
-            Place::Position(_) => marks.mark_all(ledger),
-            Place::End if !WATCH.shrinking.moved_since(self.shrinking, 0) => {
-                marks.mark_tail(ledger, size, len)
-            }
-            Place::End | Place::Anywhere => marks.mark_all(ledger),
+            Place::Appended | Place::Position(_) | Place::Anywhere => marks.mark_all(ledger),
         }
     }
 }
@@ -758,7 +779,7 @@ fn mark_allocated(marks: &'static Marks, size: u64, mode: c_int, at: i64, len: i
 
 impl ResizePath {
     fn mark(&self) {
-        if WATCH.names.moved_since(self.names, 0) {
+        if WATCH.names.since(self.names) > 0 {
             WATCH.crossings.report(crossings::DATA);
         }
         match self.found {
@@ -788,7 +809,7 @@ impl Names {
             WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES);
         }
         if let Some((names, own)) = self.names
-            && WATCH.names.moved_since(names, own)
+            && WATCH.names.since(names) > own
         {
             WATCH.crossings.report(crossings::NAMES);
             // An `open` that found a file may have had to make it.
@@ -989,7 +1010,7 @@ mod tests {
         let gate = registry::prepare().expect("a gate");
         let slot = registry::slot().expect("a slot");
         gate.set(State::Open);
-        let inside = slot.enter(Word::descriptor(file.as_raw_fd()));
+        let inside = slot.enter(Word::descriptor(file.as_raw_fd()), gate::here());
         let path = c"/proc/self/no-such-file";
         for change in [
             Change::Write { fd: file.as_raw_fd() },

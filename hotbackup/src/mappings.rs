@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use crate::conductor::{Engine, Trouble};
 use crate::copier::Side;
 use crate::extents::{self, Marks};
-use crate::gate::{Gate, Inside, State, Word};
+use crate::gate::{self, Gate, Inside, State, Word};
 use crate::intercept::{self, Found};
 use crate::registry::{self, WATCH};
 use crate::sys;
@@ -50,7 +50,7 @@ pub fn mapping<R>(
     mapped: impl FnOnce(&R) -> Option<usize>,
 ) -> R {
     let Some(slot) = registry::slot() else { return real() };
-    let inside = slot.enter(Word::descriptor(fd));
+    let inside = slot.enter(Word::descriptor(fd), gate::here());
     match registry::gate() {
         Some(gate) if gate.state() != State::Idle => captured(&inside, gate, fd, (from, len), real, mapped),
         _ => real(),
@@ -67,7 +67,7 @@ fn captured<R>(
     real: impl FnOnce() -> R,
     mapped: impl FnOnce(&R) -> Option<usize>,
 ) -> R {
-    if intercept::is_not_ours() {
+    if sys::thread::is_engine() {
         inside.step_out();
         return real();
     }
@@ -76,18 +76,29 @@ fn captured<R>(
         return real();
     }
     // Behind the cut this audits the file: what is stored from here on is no change that nobody saw.
-    let find = || intercept::guarded(|| Found::descriptor(fd, state)).flatten();
+    let find = || {
+        let found = intercept::guarded(|| Found::descriptor(fd, state)).flatten();
+        // Of what is open for reading only nothing can be stored to.
+        (found.map(|found| (found.dev, found.ino)), intercept::can_read_and_write(fd))
+    };
+    let endings = WATCH.endings(fd);
     let before = find();
-    // Of what is open for reading only nothing can be stored to.
-    let can_be_stored_to = intercept::can_read_and_write(fd);
     let result = real();
     let _errno = sys::errno::Preserve::new();
-    if let Some(start) = mapped(&result).filter(|_| can_be_stored_to) {
-        // The number may have come to stand for another file meanwhile.
-        let files = [before, find()].map(|found| found.map(|found| (found.dev, found.ino)));
+    if let Some(start) = mapped(&result) {
         let (start, offset) = (start as u64, u64::try_from(from).unwrap_or(0));
-        for &file in if files[0] == files[1] { &files[..1] } else { &files[..] } {
-            WATCH.mapped.note(file, start..start.saturating_add(len as u64), offset);
+        let note = |(file, can_be_stored_to)| {
+            if can_be_stored_to {
+                WATCH.mapped.note(file, start..start.saturating_add(len as u64), offset);
+            }
+        };
+        note(before);
+        // The number may have come to stand for another file meanwhile; if more than once, for any.
+        if WATCH.endings_since(fd, endings) > 0 {
+            note(find());
+        }
+        if WATCH.endings_since(fd, endings) > 1 {
+            note((None, true));
         }
     }
     result
@@ -98,7 +109,7 @@ fn captured<R>(
 ///
 /// For hooks. Waits for the engine, at most `max_stall`.
 pub fn making_userfaultfd<R>(real: impl FnOnce() -> R) -> R {
-    if intercept::is_capturing() && !intercept::is_not_ours() {
+    if intercept::is_capturing() && !sys::thread::is_engine() {
         WATCH.mapped.call_off();
         let limit = WATCH.max_stall_ns.load(std::sync::atomic::Ordering::Relaxed);
         let begun = sys::raw::monotonic_ns();

@@ -40,13 +40,16 @@ pub(crate) fn gate() -> Option<&'static Gate> {
     GATE.load(Ordering::Relaxed)
 }
 
-/// The calling thread's slot; `None` only if there is no memory or there are too many threads, which is counted.
+/// The calling thread's slot if it has one.
+#[inline(always)]
+pub(crate) fn known_slot() -> Option<&'static Slot> {
+    sys::tls::with(|own| own.slot.get())
+}
+
+/// The calling thread's slot, which is made; `None` only if there is no memory or there are too many threads, which is counted.
 #[inline(always)]
 pub(crate) fn slot() -> Option<&'static Slot> {
-    match sys::tls::with(|own| own.slot.get()) {
-        Some(slot) => Some(slot),
-        None => first_slot(),
-    }
+    known_slot().or_else(first_slot)
 }
 
 #[cold]
@@ -232,15 +235,14 @@ impl Epoch {
         Counted(self)
     }
 
-    /// What [`Epoch::moved_since`] takes: `None` if a call of the kind is under way.
-    pub(crate) fn read(&self) -> Option<u64> {
-        let ended = self.ended.load(Ordering::SeqCst);
-        (self.begun.load(Ordering::SeqCst) == ended).then_some(ended)
+    /// What [`Epoch::since`] takes.
+    pub(crate) fn read(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
     }
 
-    /// Whether a call of the kind, other than the `own` ones of the asking thread, may have run since `before` was read.
-    pub(crate) fn moved_since(&self, before: Option<u64>, own: u64) -> bool {
-        before.is_none_or(|before| self.begun.load(Ordering::SeqCst) != before + own)
+    /// How many calls of the kind may have run since `before` was read: those that were under way and those that came.
+    pub(crate) fn since(&self, before: u64) -> u64 {
+        self.begun.load(Ordering::SeqCst).wrapping_sub(before)
     }
 }
 
@@ -250,24 +252,23 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Descriptors share counters by their number's remainder: closing a socket seldom disturbs a write to a file.
-const DESCRIPTOR_EPOCHS: usize = 256;
+/// Descriptors share counters by their number's remainder: closing a socket does not disturb a write to a file, but with more
+/// descriptors than most programs may have.
+const DESCRIPTOR_EPOCHS: usize = 1 << 14;
 
 /// What hooks and engine share while a session runs. One per process: there is one session at a time.
 pub(crate) struct Watch {
     pub(crate) ledger: Ledger,
     inodes: AtomicRef<InodeTable>,
-    /// The process that the session belongs to; a vfork child has another id and must keep its hands off.
-    pub(crate) pid: AtomicU32,
     /// Calls that end a descriptor: a write that ran beside one looks again at what it wrote to.
     descriptors: [Epoch; DESCRIPTOR_EPOCHS],
     /// Calls that end a range of descriptors.
-    pub(crate) descriptor_ranges: Epoch,
+    descriptor_ranges: Epoch,
+    /// All calls that end descriptors.
+    pub(crate) endings: Epoch,
     /// Calls that may move a descriptor's position backwards: a write at the position that ran beside one does not
     /// trust it.
     pub(crate) seeking: Epoch,
-    /// Calls that may make a file smaller: an append that ran beside one does not trust the size.
-    pub(crate) shrinking: Epoch,
     /// Calls that take a name from what it stood for: a call on a file by path that ran beside one does not trust its
     /// look-up.
     pub(crate) names: Epoch,
@@ -304,11 +305,10 @@ pub(crate) struct Watch {
 pub(crate) static WATCH: Watch = Watch {
     ledger: Ledger::new(),
     inodes: AtomicRef::none(),
-    pid: AtomicU32::new(0),
     descriptors: [const { Epoch::new() }; DESCRIPTOR_EPOCHS],
     descriptor_ranges: Epoch::new(),
+    endings: Epoch::new(),
     seeking: Epoch::new(),
-    shrinking: Epoch::new(),
     names: Epoch::new(),
     crossings: Crossings::new(),
     async_io: AsyncIo::new(),
@@ -334,7 +334,6 @@ impl Watch {
         self.ledger.recycle();
         let inodes = self.ledger.pool().one::<InodeTable>();
         self.inodes.store(inodes, Ordering::Release);
-        self.pid.store(sys::raw::getpid(), Ordering::Relaxed);
         self.lag_bound.store(u64::MAX, Ordering::Relaxed);
         self.lag_floor.store(0, Ordering::Relaxed);
         self.marked.store(0, Ordering::Relaxed);
@@ -348,15 +347,23 @@ impl Watch {
         inodes.is_some() && self.crossings.reset() && self.async_io.reset(pool) && self.mapped.reset(pool)
     }
 
-    /// Calls that end the descriptor `fd`: a write to it that ran beside one looks again at what it wrote to.
-    pub(crate) fn endings_of(&self, fd: i32) -> &Epoch {
+    /// Counts a call that ends the descriptor `fd`, or any without one.
+    pub(crate) fn count_ending(&self, fd: Option<i32>) -> [Counted<'_>; 2] {
+        [self.endings.begin(), fd.map_or(&self.descriptor_ranges, |fd| self.endings_of(fd)).begin()]
+    }
+
+    fn endings_of(&self, fd: i32) -> &Epoch {
         &self.descriptors[fd.cast_unsigned() as usize % DESCRIPTOR_EPOCHS]
     }
 
-    /// Counts the calls that may end a descriptor; `None` if one is under way.
-    pub(crate) fn endings(&self) -> Option<u64> {
-        let all = self.descriptors.iter().chain([&self.descriptor_ranges]);
-        all.map(Epoch::read).try_fold(0, |sum: u64, count| Some(sum.wrapping_add(count?)))
+    /// What [`Watch::endings_since`] takes.
+    pub(crate) fn endings(&self, fd: i32) -> u64 {
+        self.endings_of(fd).read().wrapping_add(self.descriptor_ranges.read())
+    }
+
+    /// How many calls may have ended the descriptor `fd` since `before` was read.
+    pub(crate) fn endings_since(&self, fd: i32, before: u64) -> u64 {
+        self.endings_of(fd).since(before).wrapping_add(self.descriptor_ranges.since(0))
     }
 
     fn chain(dev: u64, ino: u64) -> usize {

@@ -237,6 +237,50 @@ fn append_mode_turned_on_beside_a_pwrite_loses_nothing() {
     assert_eq!(fs::metadata(place.destination.join("file")).expect("the copy").len(), 8196);
 }
 
+/// The descriptor stands for another file when the call is made, and for a third one behind it. A captured write elsewhere explains
+/// the file's times.
+#[test]
+fn a_descriptor_that_changes_twice_beside_a_write_loses_nothing() {
+    let _alone = common::alone();
+    let place = place("changes twice");
+    let file = old_file(&place, &[b'a'; 8192]);
+    let others = ["before", "behind"].map(|name| File::create(place.source.join(name)).expect("a file"));
+    run(place.backup().before_cut(|| {
+        let fd = calls::dup(others[0].as_raw_fd()).expect("a descriptor") as RawFd;
+        assert_eq!(calls::pwrite(file.as_raw_fd(), b"C", 0), Ok(1));
+        let written = around(Change::WriteAt { fd, at: 4096 }, || {
+            calls::dup2(file.as_raw_fd(), fd).expect("another file");
+            let written = file.write_at(b"LOST", 4096);
+            calls::dup2(others[1].as_raw_fd(), fd).expect("a third file");
+            written
+        });
+        assert_eq!(written.expect("written"), 4);
+        calls::close(fd).expect("closed");
+    }));
+    is_copied(&place);
+}
+
+/// The descriptor is one for reading only before the call, and for writing when the file is mapped.
+#[test]
+fn a_descriptor_that_changes_beside_a_mapping_loses_nothing() {
+    let _alone = common::alone();
+    let place = place("changes beside mmap");
+    old_file(&place, &[b'a'; 8192]);
+    let path = place.source.join("file");
+    let file = File::options().read(true).write(true).open(&path).expect("the source file");
+    let other = File::open(&path).expect("the source file");
+    run(place.backup().before_cut(|| {
+        let fd = calls::dup(other.as_raw_fd()).expect("a descriptor") as RawFd;
+        assert_eq!(calls::pwrite(file.as_raw_fd(), b"C", 0), Ok(1));
+        let stored = calls::store_behind(fd, b"LOST", 4096, || {
+            calls::dup2(file.as_raw_fd(), fd).expect("another description");
+        });
+        assert_eq!(stored, Ok(4));
+        calls::close(fd).expect("closed");
+    }));
+    is_copied(&place);
+}
+
 /// A range that is to become zeros can run out of space halfway. A captured write elsewhere explains the file's times.
 #[test]
 fn an_allocation_that_fails_halfway_is_not_taken_for_nothing() {

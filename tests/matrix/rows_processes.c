@@ -144,6 +144,14 @@ ROW(p_vfork, "`vfork`, `exec` of a program that writes", 0) {
     }
     reap(child);
 }
+ROW(p_vfork_write, "`vfork` child, which has its parent's memory: `pwrite`", 0) {
+    pid_t child = vfork();
+    if (child == 0) {
+        write_target(ground.fd);
+        _exit(0);
+    }
+    reap(child);
+}
 PREPARED(p_write, "process from before, descriptor open all the time: `pwrite`", 0, serve_write) { order(); }
 PREPARED(p_open, "process from before: `open`, `pwrite`, `close`", 0, serve_open_write) { order(); }
 PREPARED(p_keep_open, "process from before: `open`, `pwrite`, and stays open", 0, serve_keep_open) { order(); }

@@ -170,7 +170,7 @@ impl Entry {
     fn meet(&self) {
         let _errno = sys::errno::Preserve::new();
         let is_new = || WATCH.async_io.is_taken_up() && self.ring().is_none();
-        if !intercept::is_not_ours() && is_new() && sys::raw::inode_of_ring(self.fd).is_some() {
+        if !sys::thread::is_engine() && is_new() && sys::raw::inode_of_ring(self.fd).is_some() {
             ask();
         }
     }
@@ -310,7 +310,7 @@ fn requests(
 #[cold]
 fn ask() {
     let _errno = sys::errno::Preserve::new();
-    if intercept::is_not_ours() {
+    if sys::thread::is_engine() {
         return;
     }
     let (asked, answered) = (&WATCH.async_io.asked, &WATCH.async_io.answered);

@@ -7,7 +7,7 @@ use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
 
 use super::{Block, check, forever};
-use crate::gate::{Gate, Inside, Slot, State, Word};
+use crate::gate::{Gate, Inside, Slot, State, Word, here};
 
 const CALL: Word = Word::descriptor(3);
 const IN_TIME: Duration = Duration::from_secs(1);
@@ -48,7 +48,10 @@ impl World {
         time_left: impl Fn() -> Option<Duration>,
         join: impl Fn(&Inside<'_>, &Gate) -> State,
     ) {
-        let inside = self.slots[me].enter(CALL);
+        if let Some(_passing) = self.slots[me].pass(CALL, here(), &self.gate) {
+            return self.real_write(me, value);
+        }
+        let inside = self.slots[me].enter(CALL, here());
         if self.gate.state() == State::Idle {
             return self.real_write(me, value);
         }
@@ -186,7 +189,7 @@ fn a_hook_that_looks_before_it_enters_is_found() {
         let world = World::new(1);
         let host = thread::spawn(move || {
             let watched = world.gate.state() != State::Idle;
-            let inside = world.slots[0].enter(CALL);
+            let inside = world.slots[0].enter(CALL, here());
             if watched {
                 inside.captured();
             }
@@ -344,7 +347,7 @@ fn clearing_a_dead_threads_slot_leaves_its_new_owner_alone() {
     check(4, || {
         let world = World::new(1);
         world.gate.set(State::Open);
-        std::mem::forget(world.slots[0].enter(CALL));
+        std::mem::forget(world.slots[0].enter(CALL, here()));
         let host = thread::spawn(move || {
             if world.slots[0].claim(DEAD, NEW) {
                 world.write(0, 1, || Some(IN_TIME));

@@ -25,7 +25,7 @@ pub(crate) fn membarrier() {
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
 }
 
-/// The process id as the kernel knows it: in a vfork child it differs from the parent's though memory is shared.
+/// The process id as the kernel knows it.
 #[inline]
 pub(crate) fn getpid() -> u32 {
     rustix::process::getpid().as_raw_nonzero().get().cast_unsigned()

@@ -97,6 +97,13 @@ pub fn dup(fd: RawFd) -> Ret {
     if result < 0 { Err(errno()) } else { Ok(result.into()) }
 }
 
+/// The same, to a number that no thread takes for one of the table's, which may have been closed and given out again.
+pub fn dup_apart(fd: RawFd) -> Ret {
+    // SAFETY: as above.
+    let result = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 512) };
+    if result < 0 { Err(errno()) } else { Ok(result.into()) }
+}
+
 pub fn dup2(from: RawFd, to: RawFd) -> Ret {
     ending(to, || {
         // SAFETY: duplicating a number touches no memory; `to` is one of the tests' own.
@@ -213,9 +220,15 @@ pub fn clone(from: RawFd, to: RawFd) -> Ret {
 /// Stores to a shared mapping that is made for it. The kernel stores, from a pipe: where the file ends before the data does, or is
 /// made to beside it, that is no signal.
 pub fn store(fd: RawFd, data: &[u8], at: i64) -> Ret {
+    store_behind(fd, data, at, || {})
+}
+
+/// The same, with something else done between the hook's look at the descriptor and the call.
+pub fn store_behind(fd: RawFd, data: &[u8], at: i64, before: impl FnOnce()) -> Ret {
     let (from, skip) = (at & !4095, (at & 4095) as usize);
     let len = skip + data.len();
     let map = || {
+        before();
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place that the kernel chooses.
         unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, from) }

@@ -661,7 +661,7 @@ fn apply_to_data(op: &Op, roots: &Roots, table: &Table) -> Ret {
 /// The write is to a descriptor of our own: another thread that closes the one in the table while it is submitted leaves nobody
 /// able to say which file it is to, and the session fails.
 fn asynchronously(fd: RawFd, data: &[u8], at: i64, vector: bool, way: Way) -> Ret {
-    let fd = calls::dup(fd)? as RawFd;
+    let fd = calls::dup_apart(fd)? as RawFd;
     let result = match way {
         // A pipe that is full would be waited for.
         _ if !calls::is_file(fd) => Err(libc::ESPIPE),

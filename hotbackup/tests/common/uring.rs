@@ -120,7 +120,10 @@ impl Uring {
         told[FLAGS] = flags;
         // SAFETY: the kernel reads and writes 120 bytes.
         let made = unsafe { libc::syscall(libc::SYS_io_uring_setup, DEPTH, told.as_mut_ptr()) };
-        let fd = calls::returned(made)? as RawFd;
+        let low = calls::returned(made)? as RawFd;
+        let fd = calls::dup_apart(low)? as RawFd;
+        // SAFETY: a descriptor.
+        unsafe { libc::close(low) };
         intercept::set_up(fd, told[FLAGS]);
         let len = (told[SQ_ARRAY] + 4 * told[SQ_ENTRIES]).max(told[CQES] + 16 * told[CQ_ENTRIES]);
         let counters = Mapping::new(fd, COUNTERS, len);
