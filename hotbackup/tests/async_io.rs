@@ -200,3 +200,36 @@ fn a_write_that_nobody_noted_is_found_in_its_ring() {
     assert_eq!(report.cut_attempts, 1, "the audit had to find it");
     ring.borrow_mut().reap();
 }
+
+/// The program unmaps a ring, and a file comes to lie where it was. What is read there says nothing about the ring.
+#[test]
+fn a_file_in_the_place_of_a_ring_is_not_taken_for_it() {
+    if !uring::is_there() {
+        return;
+    }
+    let _alone = common::alone();
+    let place = common::Place::new(Scratch::new(true), "async_io, in the place of a ring");
+    let path = place.source.join("file");
+    std::fs::write(&path, [0; 2 * BLOCK]).expect("a file");
+    let file = OpenOptions::new().write(true).open(&path).expect("the file");
+    let other = tempfile::tempfile().expect("another file");
+    other.write_all_at(&[0x11; BLOCK], 0).expect("it is filled");
+    common::run(place.backup().before_cut(|| {
+        uring::write(file.as_raw_fd(), b"kept", 0, false, false).expect("a ring");
+        let mapped = std::fs::read_to_string("/proc/self/maps").expect("the mappings");
+        let rings = mapped.lines().filter(|line| line.contains("[io_uring]") && line.contains(" 00000000 "));
+        let starts = rings.filter_map(|line| usize::from_str_radix(line.split('-').next()?, 16).ok());
+        let starts: Vec<usize> = starts.collect();
+        uring::write(file.as_raw_fd(), b"this, too", BLOCK as i64, false, true).expect("a ring");
+        assert!(!starts.is_empty());
+        for start in starts {
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+            // SAFETY: a new mapping, where none is.
+            let at =
+                unsafe { libc::mmap(start as *mut _, BLOCK, libc::PROT_READ, flags, other.as_raw_fd(), 0) };
+            assert_eq!(at.addr(), start, "the place is free");
+        }
+    }));
+    let copy = std::fs::read(place.destination.join("file")).expect("the copy");
+    assert!(copy.starts_with(b"kept") && copy[BLOCK..].starts_with(b"this, too"));
+}

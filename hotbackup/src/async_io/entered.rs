@@ -122,23 +122,30 @@ pub fn registering<R>(real: impl FnOnce() -> R) -> R {
 /// seen of them.
 #[inline(always)]
 pub fn unmapping<R>(address: usize, len: usize, real: impl FnOnce() -> R) -> R {
-    if intercept::is_capturing() {
-        see_last_of(address as u64..(address as u64).saturating_add(len as u64));
+    if !intercept::is_capturing() {
+        return real();
     }
-    real()
+    let addresses = address as u64..(address as u64).saturating_add(len as u64);
+    each_ring_at(&addresses, see_last_of);
+    let result = real();
+    each_ring_at(&addresses, |ring| uring::let_go(ring, Ring::is_leaving));
+    result
 }
 
-/// Lands what has ended in the rings of io_uring at these addresses.
+/// Does this with the rings of io_uring at these addresses.
 #[cold]
-fn see_last_of(addresses: Range<u64>) {
-    let _errno = sys::errno::Preserve::new();
+fn each_ring_at(addresses: &Range<u64>, work: impl Fn(&Ring)) {
     let is_there = |ring: &&Ring| ring.kind() == rings::URING && addresses.contains(&ring.address());
     for ring in WATCH.async_io.rings().filter(is_there) {
-        ended(ring.address(), || {
-            if WATCH.async_io.is_taken_up() {
-                look(ring);
-            }
-        });
+        ended(ring.address(), || work(ring));
+    }
+}
+
+/// Lands what has ended in a ring that is about to go. Nobody reads it any more: another mapping may be in its place at once.
+fn see_last_of(ring: &Ring) {
+    if WATCH.async_io.is_taken_up() {
+        look(ring);
+        ring.leave();
     }
 }
 

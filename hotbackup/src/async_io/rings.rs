@@ -33,6 +33,8 @@ zeroed! {
         pub(super) expected: AtomicU32,
         /// Whether liburing's handle was met: liburing publishes nothing but in the calls that submit it.
         pub(super) by_handle: AtomicU32,
+        /// Whether the program is about to unmap it.
+        leaving: AtomicU32,
         /// The inode of its descriptors, if it was found mapped: every ring has one of its own.
         pub(super) inode: AtomicU64,
         /// One of its descriptors, if it was used before the session; one more than that, for 0 is none.
@@ -61,6 +63,15 @@ impl Ring {
     /// some under way: the kernel unmaps it before it waits for them (io_destroy(2)).
     pub(super) fn name(&self) -> u64 {
         self.address() | 2
+    }
+
+    pub(super) fn leave(&self) {
+        self.leaving.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether the program is about to unmap it, or has: then something else may be there.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst) != 0
     }
 
     pub(super) fn kind(&self) -> u32 {
@@ -93,6 +104,7 @@ impl Ring {
                     // Nothing was submitted to it before this session met it: else that shows.
                     self.seen.store(0, Ordering::Relaxed);
                     self.expected.store(0, Ordering::Relaxed);
+                    self.leaving.store(0, Ordering::Relaxed);
                     take_up(self);
                     self.set_kind(URING);
                     return true;

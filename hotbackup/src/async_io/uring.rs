@@ -308,7 +308,11 @@ pub(super) fn is_not_behind(a: u32, b: u32) -> bool {
 /// Lands what has ended, and sees whether anything was submitted but by captured calls. Ends stay readable until the program
 /// has taken them and submitted more: a ring has room for the ends of all that flies.
 pub(super) fn look(ring: &Ring) {
-    match (is_followed(ring), read(ring.cq_tail.load(Ordering::Relaxed))) {
+    let (followed, ended) = (is_followed(ring), read(ring.cq_tail.load(Ordering::Relaxed)));
+    if ring.is_leaving() {
+        return;
+    }
+    match (followed, ended) {
         (Some(true), Some(tail)) => land_up_to(ring, tail),
         (Some(false), _) => untracked(Untracked::Submission),
         _ => lose(ring, Untracked::Unreadable),
@@ -319,6 +323,9 @@ pub(super) fn look(ring: &Ring) {
 /// change: what counts is what the kernel took, which is noted before.
 pub(super) fn check(ring: &Ring) {
     let taken = read(ring.sq_head.load(Ordering::Relaxed));
+    if ring.is_leaving() {
+        return;
+    }
     if taken.is_some_and(|taken| !is_not_behind(ring.expected.load(Ordering::SeqCst), taken)) {
         untracked(Untracked::Submission);
     }
