@@ -150,6 +150,8 @@ int main(int argc, char **argv) {
     fill(in(source, "input"), 100000, 'i');
     dir = open(source, O_RDONLY | O_DIRECTORY), input = open(in(source, "input"), O_RDONLY);
     CHECK(dir >= 0 && input >= 0 && pipe(with) == 0 && write(with[1], "0123456789", 10) == 10);
+    /* The time of the last access comes to lie behind the file's other times now, and is not moved again today (relatime). */
+    nap_ms(20);
     call_all(NULL);
     hotbackup_report report = backup_with(argv[1], argv[2], call_all);
     printf("  %lu calls, %lu files changed unseen, cut %lu\n", performed, report.unseen_files, report.cut_attempts);

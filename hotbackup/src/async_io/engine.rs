@@ -192,7 +192,13 @@ impl Engine<'_> {
     /// Looks for rings of io_uring that were used and that no captured call has met.
     pub(crate) fn look_for_rings(&self) -> Result<()> {
         take_up_new_rings();
-        urings().for_each(uring::check);
+        let suspects: Vec<&Ring> = urings().filter(|ring| !uring::seems_followed(ring)).collect();
+        if !suspects.is_empty() {
+            // Those that are still there were there when they were read.
+            forget_unmapped_rings(&mapped_rings());
+            let is_there = |ring: &&Ring| ring.kind() == rings::URING;
+            suspects.into_iter().filter(is_there).for_each(|_| untracked(Untracked::Submission));
+        }
         self.check_rings()
     }
 
@@ -215,7 +221,10 @@ impl Engine<'_> {
             for ring in WATCH.async_io.rings() {
                 match ring.kind() {
                     rings::AIO => aio::look(ring.address(), all || ended),
-                    rings::URING => uring::look(ring),
+                    // If it is there before the next try, that will say so.
+                    rings::URING if !uring::look(ring) => {
+                        return Err(Trouble::Void("a ring of io_uring is not what it was"));
+                    }
                     _ => {}
                 }
             }

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::rings::{self, Ring};
-use super::uring::{self, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, look, read};
+use super::uring::{self, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, look, look_at, read};
 use super::{Noted, Untracked, bytes, ended, submit_and_wait, untracked};
+use crate::crossings;
 use crate::flights::Name;
 use crate::gate::{self, State};
 use crate::intercept;
@@ -144,7 +145,10 @@ fn each_ring_at(addresses: &Range<u64>, work: impl Fn(&Ring)) {
 /// Lands what has ended in a ring that is about to go. Nobody reads it any more: another mapping may be in its place at once.
 fn see_last_of(ring: &Ring) {
     if WATCH.async_io.is_taken_up() {
-        look(ring);
+        if !look(ring) {
+            // It may have been unmapped long ago. If it was not, whatever it has written by now is found by its times.
+            WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA);
+        }
         ring.leave();
     }
 }
@@ -217,7 +221,7 @@ impl Entry {
             return None;
         }
         ring.by_handle.store(0, Ordering::Relaxed);
-        look(ring);
+        look_at(ring);
         let range = self.claim(ring);
         let noted_all = range.and_then(|(from, to)| note_range(ring, flags, from, to, state, noted));
         if noted_all.is_none() {
@@ -272,7 +276,7 @@ impl Entry {
         if intercept::is_capturing() {
             ended(self.fd.cast_unsigned().into(), || {
                 if WATCH.async_io.is_taken_up() {
-                    self.ring().into_iter().for_each(look);
+                    self.ring().into_iter().for_each(look_at);
                 }
             });
         }

@@ -90,7 +90,7 @@ pub fn leaving<R>(handle: u64, real: impl FnOnce() -> R) -> R {
         let Some(handle) = Handle::read(handle) else { return };
         if let Some(ring) = WATCH.async_io.find(handle.ring).filter(|ring| ring.kind() == rings::URING) {
             if WATCH.async_io.is_taken_up() {
-                look(ring);
+                look_at(ring);
             }
             ring.set_kind(rings::GONE);
         }
@@ -204,7 +204,7 @@ impl Handle {
         ring.stride.store(if self.flags & SETUP_CQE32 != 0 { 32 } else { 16 }, Ordering::Relaxed);
         ring.mask.store(mask, Ordering::Relaxed);
         ring.by_handle.store(1, Ordering::Relaxed);
-        look(ring);
+        look_at(ring);
         Some(ring)
     }
 
@@ -305,30 +305,33 @@ pub(super) fn is_not_behind(a: u32, b: u32) -> bool {
     a.wrapping_sub(b).cast_signed() >= 0
 }
 
-/// Lands what has ended, and sees whether anything was submitted but by captured calls. Ends stay readable until the program
-/// has taken them and submitted more: a ring has room for the ends of all that flies.
-pub(super) fn look(ring: &Ring) {
+/// Lands what has ended. Ends stay readable until the program has taken them and submitted more: a ring has room for the ends of
+/// all that flies. False if something was submitted but by captured calls, or something else lies where the ring was.
+pub(super) fn look(ring: &Ring) -> bool {
     let (followed, ended) = (is_followed(ring), read(ring.cq_tail.load(Ordering::Relaxed)));
     if ring.is_leaving() {
-        return;
+        return true;
     }
     match (followed, ended) {
         (Some(true), Some(tail)) => land_up_to(ring, tail),
-        (Some(false), _) => untracked(Untracked::Submission),
+        (Some(false), _) => return false,
         _ => lose(ring, Untracked::Unreadable),
+    }
+    true
+}
+
+/// The same for a ring that is there for sure.
+pub(super) fn look_at(ring: &Ring) {
+    if !look(ring) {
+        untracked(Untracked::Submission);
     }
 }
 
-/// Sees whether anything was submitted to the ring but by captured calls. Some may be under way now, between the two words that they
-/// change: what counts is what the kernel took, which is noted before.
-pub(super) fn check(ring: &Ring) {
+/// Whether nothing was submitted to the ring but by captured calls, as far as it can be read where it was. Some may be under way now,
+/// between the two words that they change: what counts is what the kernel took, which is noted before.
+pub(super) fn seems_followed(ring: &Ring) -> bool {
     let taken = read(ring.sq_head.load(Ordering::Relaxed));
-    if ring.is_leaving() {
-        return;
-    }
-    if taken.is_some_and(|taken| !is_not_behind(ring.expected.load(Ordering::SeqCst), taken)) {
-        untracked(Untracked::Submission);
-    }
+    ring.is_leaving() || taken.is_none_or(|taken| is_not_behind(ring.expected.load(Ordering::SeqCst), taken))
 }
 
 /// A ring is not what it was. A program that has made it by hand may have unmapped it without our knowing; that does no harm if all
