@@ -85,6 +85,8 @@ const ELSEWHERE_IN_THE_KERNEL: &[&str] = &[
     "io_cqring_wait",
     "anon_pipe_read",
     "pipe_read",
+    "anon_pipe_write",
+    "pipe_write",
     "wait_woken",
     "sk_wait_data",
     "unix_stream_read_generic",
@@ -135,9 +137,11 @@ impl Thread {
             Some(line) => parse(&line).is_some_and(|(number, arguments)| {
                 sleeps_elsewhere(number, &arguments) || has_waited_less(number, &arguments, begun.elapsed())
             }),
-            None => wait_channel(self.id).is_some_and(|name| waits_elsewhere(&name)),
+            None => false,
         };
-        sleeps || computed(self.id).is_none_or(|now| now >= self.computed + COMPUTED)
+        // A write sleeps there for a pipe that is full, and for as long as nobody reads it.
+        let waits = || wait_channel(self.id).is_some_and(|name| waits_elsewhere(&name));
+        sleeps || waits() || computed(self.id).is_none_or(|now| now >= self.computed + COMPUTED)
     }
 
     fn describe(&self) -> String {
