@@ -93,7 +93,7 @@ macro_rules! hook {
 
             pub(super) static REAL: Real = Real::new(
                 c_name(concat!(stringify!($name), "\0")),
-                // SAFETY: only the hook below calls them, which turns them back into their own type.
+                // SAFETY: whoever calls them turns them back into their own type.
                 unsafe { std::mem::transmute::<Call, unsafe extern "C-unwind" fn()>(unknown) },
                 // SAFETY: as above.
                 unsafe { std::mem::transmute::<Call, unsafe extern "C-unwind" fn()>(missing) },

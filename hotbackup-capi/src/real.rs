@@ -2,7 +2,9 @@
 //!
 //! Another library's constructor may call a hook before ours has run, and a signal handler may do so at any time: so
 //! the address is kept in an atomic, which at first holds that of a stand-in that looks the function up, and a race writes the
-//! same value twice. Our constructor looks all of them up, so that later no hook ever enters the loader.
+//! same value twice. Our constructor looks all of them up, and every proof those of libraries that have come since; so a hook enters
+//! the loader only if it is the first to call a function of such a library. Should that be in a freeze while another thread loads a
+//! library and waits at the gate, the freeze is over in time, and the cut is tried again.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;

@@ -4,8 +4,9 @@
 //! shows it, in one of these ways:
 //!
 //! - it begins or ends a call of ours: the word in its slot changes;
-//! - it sleeps in a system call that no hooked function makes (`/proc/self/task/TID/syscall`, or `wchan` where that is not ours
-//!   to read: a process that has changed its user, as a server that root has started, may not open it);
+//! - it sleeps in a system call that no hooked function makes (`/proc/self/task/TID/syscall`, which is not ours to read in a
+//!   process that has changed its user, as a server that root has started), or in a function of the kernel in which no call on a file
+//!   sleeps (`wchan`): a write to a pipe that nobody reads;
 //! - it has computed for a tenth of a second: what a hooked function does outside of the kernel is done in a moment;
 //! - it has ended;
 //! - it waits for the ends of native asynchronous requests, and for less long than we have: a call from before is over.
@@ -68,8 +69,8 @@ const ELSEWHERE: &[c_long] = &[
     libc::SYS_pause,
 ];
 
-/// Functions of the kernel in which nothing sleeps but such system calls, by the names of several versions (proc_pid_wchan(5)).
-/// What sleeps in `io_cqring_wait` has submitted what it had to: the ring tells of it.
+/// Functions of the kernel in which nothing sleeps but such system calls and writes to pipes, by the names of several versions
+/// (proc_pid_wchan(5)). What sleeps in `io_cqring_wait` has submitted what it had to: the ring tells of it.
 const ELSEWHERE_IN_THE_KERNEL: &[&str] = &[
     "do_epoll_wait",
     "ep_poll",
@@ -133,15 +134,14 @@ impl Thread {
         if words.get(&self.id).copied() != self.word {
             return true;
         }
-        let sleeps = match system_call(self.id) {
-            Some(line) => parse(&line).is_some_and(|(number, arguments)| {
+        let sleeps = || {
+            let call = system_call(self.id).as_deref().and_then(parse);
+            call.is_some_and(|(number, arguments)| {
                 sleeps_elsewhere(number, &arguments) || has_waited_less(number, &arguments, begun.elapsed())
-            }),
-            None => false,
+            })
         };
-        // A write sleeps there for a pipe that is full, and for as long as nobody reads it.
         let waits = || wait_channel(self.id).is_some_and(|name| waits_elsewhere(&name));
-        sleeps || waits() || computed(self.id).is_none_or(|now| now >= self.computed + COMPUTED)
+        sleeps() || waits() || computed(self.id).is_none_or(|now| now >= self.computed + COMPUTED)
     }
 
     fn describe(&self) -> String {
@@ -271,16 +271,27 @@ mod tests {
     #[test]
     fn a_thread_that_waits_or_computes_is_elsewhere_and_one_in_a_write_is_not() {
         use std::io::Write as _;
-        let (output, mut input) = std::io::pipe().expect("a pipe");
+        use std::os::fd::AsRawFd as _;
+
+        let (output, input) = std::io::pipe().expect("a pipe");
         let (tell, told) = std::sync::mpsc::channel::<()>();
         let waits = std::thread::spawn(move || told.recv());
         settle_within(PATIENCE).expect("it waits in futex");
         let place = |id| wait_channel(id).expect("a thread of ours");
         assert!(tasks().expect("ours").into_iter().any(|id| id != own_id() && waits_elsewhere(&place(id))));
+        // More than the pipe takes. A plain write changes no file; one by splice(2) does not show that it does not.
+        let file = std::fs::File::open("/proc/self/exe").expect("a file");
+        let writes = std::thread::spawn({
+            let mut input = input.try_clone().expect("a descriptor");
+            move || drop(input.write_all(&[0; 1 << 24]))
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        settle_within(PATIENCE).expect("it waits for the pipe");
         let stuck = std::thread::spawn(move || {
-            let id = own_id();
-            // More than the pipe takes.
-            (id, input.write_all(&[0; 1 << 24]).is_ok())
+            let (id, none) = (own_id(), std::ptr::null_mut());
+            // SAFETY: descriptors.
+            let moved = unsafe { libc::splice(file.as_raw_fd(), none, input.as_raw_fd(), none, 1 << 24, 0) };
+            (id, moved)
         });
         std::thread::sleep(Duration::from_millis(100));
         let outcome = settle_within(Duration::from_millis(500));
@@ -290,6 +301,6 @@ mod tests {
         let (id, _) = stuck.join().expect("it ends");
         assert_eq!(thread, id);
         drop(tell);
-        let _ = waits.join();
+        let _ = (waits.join(), writes.join());
     }
 }

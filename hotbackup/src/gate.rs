@@ -198,6 +198,14 @@ impl Word {
     pub(crate) fn is_nested(self) -> bool {
         self.0 & Self::NESTED != 0
     }
+
+    /// Whether nobody need wait for the call if what it names is nothing that is backed up. A captured call on a descriptor has seen
+    /// that it is; a vfork child's descriptors are not those of our table.
+    pub(crate) fn may_be_passed_over(self) -> bool {
+        let has_looked =
+            self.0 & Self::CAPTURED != 0 && self.as_descriptor().is_some() && !self.is_harmless();
+        !self.is_nested() && !has_looked
+    }
 }
 
 /// No thread has this number (tgkill(2) takes positive ones); a slot that has it is being repaired.

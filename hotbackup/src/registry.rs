@@ -166,7 +166,7 @@ pub(crate) fn wait_until_outside(
                     let tid = slot.tid();
                     if !sys::raw::thread_exists(tid) {
                         slot.repair(tid, sys::raw::thread_exists);
-                    } else if !word.is_nested() && is_beside_the_point(tid, word) {
+                    } else if word.may_be_passed_over() && is_beside_the_point(tid, word) {
                         break;
                     } else if expired() {
                         return Err(Inside { tid, word });
@@ -417,5 +417,24 @@ impl Watch {
     pub(crate) fn call_for_work(&self) {
         self.work.fetch_add(1, Ordering::SeqCst);
         crate::gate::wake(&self.work);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_call_on_a_pipe_is_passed_over_unless_it_is_captured() {
+        let _alone = ALONE.lock();
+        let (output, _input) = std::io::pipe().expect("a pipe");
+        let slot = slot().expect("a slot");
+        let outside = || wait_until_outside(|word| word == slot.word(), || true);
+        let inside = slot.enter(Word::descriptor(output.as_raw_fd()), crate::gate::here());
+        outside().expect("nobody waits for a call on a pipe");
+        inside.captured();
+        outside().expect_err("in a vfork child the number may stand for a file");
     }
 }

@@ -214,6 +214,7 @@ fn a_file_in_the_place_of_a_ring_is_not_taken_for_it() {
     let file = OpenOptions::new().write(true).open(&path).expect("the file");
     let other = tempfile::tempfile().expect("another file");
     other.write_all_at(&[0x11; BLOCK], 0).expect("it is filled");
+    let mapped_over = std::cell::Cell::default();
     common::run(place.backup().before_cut(|| {
         uring::write(file.as_raw_fd(), b"kept", 0, false, false).expect("a ring");
         let mapped = std::fs::read_to_string("/proc/self/maps").expect("the mappings");
@@ -222,14 +223,19 @@ fn a_file_in_the_place_of_a_ring_is_not_taken_for_it() {
         let starts: Vec<usize> = starts.collect();
         uring::write(file.as_raw_fd(), b"this, too", BLOCK as i64, false, true).expect("a ring");
         assert!(!starts.is_empty());
-        for start in starts {
+        for &start in &starts {
             let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
             // SAFETY: a new mapping, where none is.
             let at =
                 unsafe { libc::mmap(start as *mut _, BLOCK, libc::PROT_READ, flags, other.as_raw_fd(), 0) };
             assert_eq!(at.addr(), start, "the place is free");
         }
+        mapped_over.set(starts);
     }));
+    for start in mapped_over.take() {
+        // SAFETY: the file's mapping, which nobody has used.
+        assert_eq!(unsafe { libc::munmap(start as *mut _, BLOCK) }, 0);
+    }
     let copy = std::fs::read(place.destination.join("file")).expect("the copy");
     assert!(copy.starts_with(b"kept") && copy[BLOCK..].starts_with(b"this, too"));
 }

@@ -196,8 +196,9 @@ impl Engine<'_> {
         if !suspects.is_empty() {
             // Those that are still there were there when they were read.
             forget_unmapped_rings(&mapped_rings());
-            let is_there = |ring: &&Ring| ring.kind() == rings::URING;
-            suspects.into_iter().filter(is_there).for_each(|_| untracked(Untracked::Submission));
+            if suspects.iter().any(|ring| ring.kind() == rings::URING) {
+                untracked(Untracked::Submission);
+            }
         }
         self.check_rings()
     }

@@ -92,15 +92,17 @@ pub fn close(fd: RawFd) -> Ret {
 }
 
 pub fn dup(fd: RawFd) -> Ret {
-    // SAFETY: duplicating a number touches no memory.
-    let result = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
-    if result < 0 { Err(errno()) } else { Ok(result.into()) }
+    dup_from(fd, 0)
 }
 
 /// The same, to a number that no thread takes for one of the table's, which may have been closed and given out again.
 pub fn dup_apart(fd: RawFd) -> Ret {
-    // SAFETY: as above.
-    let result = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 512) };
+    dup_from(fd, 512)
+}
+
+fn dup_from(fd: RawFd, lowest: RawFd) -> Ret {
+    // SAFETY: duplicating a number touches no memory.
+    let result = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) };
     if result < 0 { Err(errno()) } else { Ok(result.into()) }
 }
 
