@@ -128,6 +128,7 @@ impl From<&hotbackup::Report> for Report {
             cut_ms: milliseconds(phases.cut),
             audit_ms: milliseconds(phases.audit),
             publish_ms: milliseconds(phases.publish),
+            captured_calls: done.captured_calls,
         }
     }
 }

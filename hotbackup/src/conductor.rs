@@ -267,6 +267,8 @@ pub(crate) struct Engine<'c> {
     phase_begun: Instant,
     /// Since when changes are captured.
     pub(crate) armed: Instant,
+    /// Calls that sessions before this one have captured.
+    captured_before: u64,
     pub(crate) begun: SystemTime,
 }
 
@@ -329,6 +331,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         phases: PhaseTimes::default(),
         phase_begun: begun,
         armed: begun,
+        captured_before: 0,
         begun: SystemTime::now(),
         pairs,
         desk,
@@ -432,6 +435,7 @@ impl Engine<'_> {
             self.admit_root(index)?;
         }
         self.quiet = Quiet::beginning();
+        self.captured_before = registry::captured_calls();
         self.gate.set(State::Open);
         let not_yet_captured = |word: Word| word.0 & Word::CAPTURED == 0;
         self.wait_outside(not_yet_captured, begun)?;
@@ -637,6 +641,7 @@ impl Engine<'_> {
             cut: cut.instant,
             freeze: cut.freeze,
             cut_attempts: cut.attempts,
+            captured_calls: registry::captured_calls().wrapping_sub(self.captured_before),
             phases: self.phases,
             unseen: self.unseen.clone(),
             warnings: self.warnings.clone(),

@@ -219,6 +219,8 @@ zeroed! {
         /// The stack address of the hook that stored the word: tells a live outer call from one left by longjmp.
         frame: AtomicU64,
         tid: AtomicU32,
+        /// How many calls in it were captured, by whichever threads have had it.
+        captured: AtomicU64,
         /// Path buffers, made when the slot's thread first needs them.
         scratch: AtomicRef<Scratch>,
     }
@@ -231,6 +233,7 @@ impl Slot {
             word: AtomicU64::new(0),
             frame: AtomicU64::new(0),
             tid: AtomicU32::new(1),
+            captured: AtomicU64::new(0),
             scratch: AtomicRef::none(),
         }
     }
@@ -266,6 +269,15 @@ impl Slot {
 
     pub(crate) fn tid(&self) -> u32 {
         self.tid.load(Ordering::Acquire)
+    }
+
+    /// Counts a captured call. A signal handler may come between any two instructions.
+    pub(crate) fn count(&self) {
+        self.captured.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn captured(&self) -> u64 {
+        self.captured.load(Ordering::Relaxed)
     }
 
     pub(crate) fn word(&self) -> Word {

@@ -193,6 +193,7 @@ fn captured<R: Outcome>(
         inside.step_out();
         return real();
     }
+    inside.slot().count();
     let result = real();
     let _errno = sys::errno::Preserve::new();
     pending.done = Some(result.done());

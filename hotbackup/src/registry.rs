@@ -113,6 +113,11 @@ pub(crate) fn standing() -> impl Iterator<Item = (u32, u64)> {
     slots().iter().map(|slot| (slot.tid(), slot.word().0))
 }
 
+/// Captured calls of all sessions so far.
+pub(crate) fn captured_calls() -> u64 {
+    slots().iter().map(Slot::captured).sum()
+}
+
 /// Memory that outlives sessions.
 static PERMANENT: sys::mem::Pool = sys::mem::Pool::new();
 

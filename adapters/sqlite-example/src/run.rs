@@ -85,6 +85,7 @@ fn report_json(report: &Report) -> Value {
         "freeze_ms": report.freeze.as_secs_f64() * 1e3,
         "cut_unix_ns": crate::tellers::ns(report.cut),
         "cut_attempts": report.cut_attempts,
+        "captured_calls": report.captured_calls,
         "phase_seconds": {
             "prepare": report.phases.prepare.as_secs_f64(),
             "copy": report.phases.copy.as_secs_f64(),
