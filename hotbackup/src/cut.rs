@@ -45,7 +45,6 @@ impl Engine<'_> {
     /// Converges, cuts and audits until a cut has been found right.
     pub(crate) fn converge_and_cut(&mut self) -> Result<Cut> {
         self.to_copy.iter().for_each(|&id| self.owe(id));
-        self.bound_lag(LITTLE);
         let cut = self.cut_until_right();
         if self.quiesced {
             // What `before_cut` took has to be given back, also if there was no cut.
@@ -98,7 +97,6 @@ impl Engine<'_> {
             }
             self.check().map_err(|t| self.explain(t))?;
             little = (little / 2).max(64 << 10);
-            self.bound_lag(little);
         }
         Err(self.no_cut(reason))
     }
@@ -117,9 +115,13 @@ impl Engine<'_> {
         }
     }
 
-    /// Does what can be done before a try of the cut.
+    /// Does what can be done before a try of the cut. Nobody waits for what is owed, but for a caller's bound, before that is worked
+    /// off without a pause: to look through what all processes have open takes tens of milliseconds.
     fn approach(&mut self, little: u64) -> Result<()> {
         self.enter(Phase::Converge);
+        WATCH.lag_floor.store(0, Ordering::SeqCst);
+        WATCH.lag_bound.store(self.plan.max_lag.unwrap_or(u64::MAX), Ordering::SeqCst);
+        WATCH.relieve();
         self.look_at_mappings().map_err(|t| self.explain(t))?;
         self.suspect_writers()?;
         self.suspect_streams().map_err(|t| self.explain(t))?;
@@ -130,6 +132,7 @@ impl Engine<'_> {
         self.outgrow().and_then(|()| self.settle_rings()).map_err(|t| self.explain(t))?;
         self.look_for_rings()?;
         intercept::prove_again()?;
+        self.bound_lag(little);
         self.converge(little).map_err(|t| self.explain(t))?;
         if self.plan.calls_before_cut && !self.quiesced {
             self.quiesced = true;
