@@ -82,9 +82,10 @@ impl Destination {
                 Mode::from_raw_mode(0o600),
             )?;
             write_all(readme.as_fd(), &text)?;
-            rustix::fs::fsync(&readme)?;
             let tree = make(mark.as_fd(), TREE)?;
             let limbo = make(mark.as_fd(), LIMBO)?;
+            // The first has a journal commit all; the others then find nothing left to do.
+            rustix::fs::fsync(&readme)?;
             rustix::fs::fsync(&mark)?;
             rustix::fs::fsync(&root)?;
             Ok((tree, limbo))
@@ -119,7 +120,7 @@ impl Destination {
         Ok((found.f_bavail * found.f_frsize, reserve))
     }
 
-    /// Writes a file of ours beside the staged tree, synced, to be put in place by [`Destination::publish_file`].
+    /// Writes a file of ours beside the staged tree, to be put in place by [`Destination::publish_file`] and synced then.
     pub(crate) fn stage_file(
         &self,
         name: &CStr,
@@ -132,8 +133,7 @@ impl Destination {
         let mut buffered = std::io::BufWriter::with_capacity(1 << 18, Raw(file));
         fill(&mut buffered)
             .and_then(|()| std::io::Write::flush(&mut buffered))
-            .map_err(|e| Error::io(Op::Write, path(), e))?;
-        rustix::fs::fsync(&buffered.get_ref().0).map_err(|e| Error::io(Op::Sync, path(), e))
+            .map_err(|e| Error::io(Op::Write, path(), e))
     }
 
     /// Moves a staged file to the destination's root.

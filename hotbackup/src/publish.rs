@@ -136,7 +136,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Writes the manifest where it is wanted. At a destination it comes into place by a rename, whole and synced.
+    /// Writes the manifest where it is wanted. At a destination it comes into place by a rename, whole, and is synced with the rest.
     fn write_manifest(
         &mut self,
         cut: &Cut,
