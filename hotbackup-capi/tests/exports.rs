@@ -4,6 +4,8 @@
 //! `nm -D`, those left out on purpose from `left_out.txt`, and those that change no file from `changes_no_file.txt`; then
 //! compare in every direction. The original was once silently wrong for two years because one name was missing from its exports.
 
+mod library;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,21 +35,6 @@ fn defined(object: &Path) -> BTreeMap<String, usize> {
         *names.entry(name.split('@').next().unwrap_or(name).to_owned()).or_default() += 1;
     }
     names
-}
-
-/// Builds the library beside this test, because Cargo builds no cdylib for a test.
-fn library() -> PathBuf {
-    let test = std::env::current_exe().expect("this test");
-    let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", "hotbackup-capi"]).env_remove("RUSTFLAGS");
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    let target = profile.parent().expect("target");
-    let built = build.arg("--target-dir").arg(target).status().expect("run cargo");
-    assert!(built.success(), "cargo build -p hotbackup-capi");
-    profile.join("libHotBackup.so")
 }
 
 /// The C library that this test runs with.
@@ -80,7 +67,7 @@ fn listed(text: &str) -> Names {
 
 #[test]
 fn the_library_exports_the_table_and_its_interface_and_nothing_else() {
-    let exported: Names = defined(&library()).into_keys().collect();
+    let exported: Names = defined(&library::built()).into_keys().collect();
     let (interface, hooks): (Names, Names) = exported
         .into_iter()
         .partition(|name| name.starts_with("hotbackup_") || name.starts_with("tokubackup_"));

@@ -1,13 +1,13 @@
 //! A server that was started without the library is attached by `INSTALL PLUGIN`, while clients keep it busy.
 //!
 //! Method: a stock server on a data directory of its own; libHotBackup.so lies beside the plugin. The clients of the other tests
-//! run before, during and after; a statement of theirs that fails ends the test. The plugin is uninstalled and installed again
+//! run before, during and after, for 20 seconds; a statement of theirs that fails ends the test. The plugin is uninstalled and installed again
 //! `HOTBACKUP_CYCLES` times under load, then a backup is made, and a second server is started on it and checked, as is the first.
 
 mod common;
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::load::{self, Tally};
 use common::{How, Product, Server, status};
@@ -15,6 +15,11 @@ use mysql::Conn;
 use mysql::prelude::Queryable;
 
 const INSTALL: &str = "INSTALL PLUGIN tokudb_backup SONAME 'tokudb_backup.so'";
+
+/// How long the clients run before the server is attached, in all at least, and after the backup at least.
+const BEFORE: Duration = Duration::from_secs(5);
+const IN_ALL: Duration = Duration::from_secs(20);
+const AFTER: Duration = Duration::from_secs(2);
 
 /// Sets the directory, and tries again where a table was being made at the very instant, with which MySQL 5.6 cannot do.
 fn back_up(server: &Server, connection: &mut Conn) -> std::path::PathBuf {
@@ -42,8 +47,9 @@ fn a_running_server_is_attached_under_load() {
     let cycles = std::env::var("HOTBACKUP_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
     let tally = Tally::default();
     let (directory, least, most) = std::thread::scope(|scope| {
+        let begun = Instant::now();
         load::start(scope, &server, &tally);
-        std::thread::sleep(Duration::from_millis(700));
+        std::thread::sleep(BEFORE);
         let work = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..cycles {
                 connection.query_drop(INSTALL).expect("attached");
@@ -55,7 +61,9 @@ fn a_running_server_is_attached_under_load() {
             let least = tally.sequence.load(Ordering::SeqCst);
             let directory = back_up(&server, &mut connection);
             // The number being committed right now is not counted yet.
-            (directory, least, tally.sequence.load(Ordering::SeqCst) + 1)
+            let most = tally.sequence.load(Ordering::SeqCst) + 1;
+            std::thread::sleep(IN_ALL.saturating_sub(begun.elapsed()).max(AFTER));
+            (directory, least, most)
         }));
         tally.stop.store(true, Ordering::Relaxed);
         work.unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -653,6 +653,25 @@ pub fn wait_for(child: libc::pid_t) -> c_int {
     status
 }
 
+/// The number of the calling thread.
+pub fn thread_id() -> u32 {
+    // SAFETY: touches no memory.
+    unsafe { libc::gettid() }.cast_unsigned()
+}
+
+/// Lets a process that is no ancestor trace this one, where only ancestors may (PR_SET_PTRACER(2const)).
+pub fn let_anybody_trace() {
+    // Where nobody is kept from it there is no such call.
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
+}
+
+/// Has a process end.
+pub fn end(process: libc::pid_t) {
+    // SAFETY: numbers only.
+    assert_eq!(unsafe { libc::kill(process, libc::SIGTERM) }, 0);
+}
+
 /// Becomes user and group 65534.
 pub fn become_nobody() {
     // SAFETY: numbers only.

@@ -62,6 +62,7 @@ impl Mix {
                 span: *rng.pick(&[20_000, 200_000, 200_000, 1_000_000]),
                 changes_owners: calls::effective_ids().0 == 0,
                 native: seed % 40 == 7,
+                rings: true,
             },
         }
     }

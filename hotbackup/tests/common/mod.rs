@@ -10,6 +10,7 @@ pub mod mounted;
 pub mod ops;
 pub mod records;
 pub mod rng;
+pub mod sessions;
 pub mod tree;
 pub mod uring;
 

@@ -261,6 +261,8 @@ pub struct Shape {
     pub changes_owners: bool,
     /// Whether there are rings of native AIO, with which no cut comes within a second.
     pub native: bool,
+    /// Whether there are rings of io_uring.
+    pub rings: bool,
 }
 
 const DIRECTORIES: [&str; 4] =
@@ -365,7 +367,7 @@ impl Shape {
             32..43 => Op::Write { slot, data, vector: rng.one_in(3) },
             43..46 => Op::Splice { slot, data, at: rng.one_in(2).then_some(at) },
             46..53 => Op::Direct { slot, data: Fill { id, len: (1 + len / 4096) * 4096 }, at: at & !4095 },
-            53..56 => {
+            53..56 if self.rings => {
                 let way = match rng.below(16) {
                     0 if self.native => Way::Native,
                     1..3 => Way::Last,
