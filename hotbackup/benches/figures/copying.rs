@@ -13,7 +13,8 @@ use crate::place::{Place, backup, copy, make_file, make_files, ours, seconds};
 use crate::writing::Load;
 
 const CP: &[&str] = &["cp", "-a"];
-const RSYNC: &[&str] = &["rsync", "-a"];
+/// Also what has holes keeps them, as with the others.
+const RSYNC: &[&str] = &["rsync", "-aS"];
 const GIB: u64 = 1 << 30;
 
 /// One large file.
@@ -68,7 +69,7 @@ fn against(row: &str, what: &str, place: &Place, source: &Path, target: f64) -> 
     let seen = interleave(&mut [&mut own, &mut || by(CP), &mut || by(RSYNC)])?;
     let figure = Figure::new(row, what, "s", seen[0].clone(), ("cp -a; sync -f", &seen[1]));
     note(figure.target(Target::RatioAtMost(target)))?;
-    note(Figure::new(row, what, "s", seen[0].clone(), ("rsync -a; sync -f", &seen[2])))
+    note(Figure::new(row, what, "s", seen[0].clone(), ("rsync -aS; sync -f", &seen[2])))
 }
 
 /// Blocks shared with the source, while a program writes 1,000 times a second.
