@@ -339,7 +339,7 @@ typedef struct {
   uint64_t audit_ms;
   // See prepare_ms.
   uint64_t publish_ms;
-  // Calls of the program on files and names anywhere, in the sources or not, that were captured while they were; requests to
+  // Calls of the program on files and names anywhere, in the sources or not, that the session has captured; requests to
   // io_submit, io_uring and the like are not counted.
   uint64_t captured_calls;
 } hotbackup_report;

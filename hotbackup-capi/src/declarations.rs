@@ -252,7 +252,7 @@ pub struct Report {
     pub audit_ms: u64,
     /// See prepare_ms.
     pub publish_ms: u64,
-    /// Calls of the program on files and names anywhere, in the sources or not, that were captured while they were; requests to
+    /// Calls of the program on files and names anywhere, in the sources or not, that the session has captured; requests to
     /// io_submit, io_uring and the like are not counted.
     pub captured_calls: u64,
 }

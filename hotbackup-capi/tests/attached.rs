@@ -175,7 +175,7 @@ impl Taker for Attached {
         };
         let outcome = match library.back_up(&pairs, settings, before_cut, after_cut) {
             Ok(report) => Outcome::Done(report.unseen_files as usize, format!("{report:?}")),
-            Err((Status::Unseen, _)) => Outcome::Unseen,
+            Err((Status::Unseen, text)) => Outcome::Unseen(text),
             Err((status, text)) => Outcome::Failed(format!("{status:?}: {text}")),
         };
         library.detach();
@@ -254,7 +254,7 @@ fn work(source: &Path, number: usize) -> u64 {
     made
 }
 
-/// Traces this process, all its threads, until it is dropped.
+/// Traces this process, all its threads, until the calls are counted.
 struct Strace {
     process: Child,
     output: PathBuf,

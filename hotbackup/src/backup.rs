@@ -293,7 +293,7 @@ pub struct Report {
     pub freeze: Duration,
     /// How many attempts the cut took; 1 is the rule.
     pub cut_attempts: u32,
-    /// Calls of the program on files and names anywhere, in the sources or not, that were captured while they were; requests to
+    /// Calls of the program on files and names anywhere, in the sources or not, that the session has captured; requests to
     /// `io_submit`, io_uring and the like are not counted.
     pub captured_calls: u64,
     /// How long each phase took.

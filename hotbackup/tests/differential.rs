@@ -43,7 +43,7 @@ impl Taker for Linked {
         let backup = mix.backup(from, to).before_cut(before_cut).after_cut(after_cut);
         match backup.start().and_then(hotbackup::Session::finish) {
             Ok(session) => Outcome::Done(session.unseen.len(), format!("{session:?}")),
-            Err(hotbackup::Error::Unseen { .. }) => Outcome::Unseen,
+            Err(e @ hotbackup::Error::Unseen { .. }) => Outcome::Unseen(e.to_string()),
             Err(e) => Outcome::Failed(e.to_string()),
         }
     }

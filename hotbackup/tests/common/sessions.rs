@@ -22,7 +22,7 @@ pub enum Outcome {
     /// It is complete; so many files were found changed unseen. The text is for people.
     Done(usize, String),
     /// It failed because of an unseen change.
-    Unseen,
+    Unseen(String),
     /// It failed otherwise.
     Failed(String),
 }
@@ -113,7 +113,7 @@ pub fn stopped<T: Taker>(taker: &T, seed: u64, variant: Variant, test: &str) {
     });
     let session = match outcome {
         Outcome::Done(unseen, session) if unseen == 0 || variant == Variant::Unseen => session,
-        Outcome::Unseen if variant == Variant::Unseen => return,
+        Outcome::Unseen(_) if variant == Variant::Unseen => return,
         outcome => report(taker, test, &mix, &format!("{outcome:?}")),
     };
     verified(taker, test, &mix, &destinations);
