@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use crate::crossings;
 use crate::extents;
-use crate::flights::{Flights, Target};
+use crate::flights::{Flights, Late, Target};
 use crate::gate::{self, Gate, Inside, State, Word};
 use crate::intercept::{self, Found};
 use crate::registry::{self, WATCH};
@@ -58,12 +58,11 @@ enum Untracked {
     Ring,
     Submission,
     Request,
-    FixedFile,
     SetUp,
 }
 
 /// The reasons, in the order of [`Untracked`].
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 8] = [
     "more of them are under way, or more rings were used in the session, than there is room for",
     "a descriptor was closed while a write to it was being submitted",
     "a request or a ring could not be read",
@@ -71,7 +70,6 @@ const REASONS: [&str; 9] = [
     "a ring of io_uring is one that a kernel thread polls, or that is polled, or has ends of a kind that is not known",
     "requests were submitted to a ring of io_uring by a way that is not captured",
     "a request of io_uring is of a kind that cannot be captured",
-    "a request of io_uring writes to a registered file that is not known",
     "requests were submitted to a ring of io_uring whose set-up was not seen",
 ];
 
@@ -149,11 +147,16 @@ impl AsyncIo {
 
 /// Marks what a write that has ended has changed, if the session watches the file.
 fn mark(target: &Target) {
-    if *target == Target::NOTHING {
-        return;
+    if let Some(late) = target.late
+        && (late.fd < 0 || WATCH.endings_since(late.fd, late.endings) > 0)
+    {
+        WATCH.crossings.report_since(late.since, crossings::ANYWHERE | crossings::DATA);
     }
     if target.is_names() {
         return WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
+    }
+    if !target.is_file() {
+        return;
     }
     // As in `Pending::mark`: the file has changed, then the inode is looked up.
     fence(Ordering::SeqCst);
@@ -202,7 +205,24 @@ impl Request {
             Where::At(from, to) if !by_engine && !intercept::appends(self.fd) => (from, to),
             _ => (0, u64::MAX),
         };
-        Some(Some(Target { dev: found.dev, ino: found.ino, from, to }))
+        Some(Some(Target { dev: found.dev, ino: found.ino, from, to, late: None }))
+    }
+
+    /// The same for a request that is about to be made, and whose descriptor counts when the kernel comes to it.
+    fn late_target(&self, state: State) -> Target {
+        let late = Late::now(self.fd);
+        match self.target(state) {
+            Some(target) => Target { late: Some(late), ..target.unwrap_or(Target::NOTHING) },
+            // It may be a descriptor by then.
+            None => Target::some_file(Late { fd: -1, ..late }),
+        }
+    }
+}
+
+impl Late {
+    /// To be asked for before the file is looked up.
+    fn now(fd: RawFd) -> Late {
+        Late { fd, endings: WATCH.endings(fd), since: sys::raw::realtime_ns() }
     }
 }
 

@@ -13,7 +13,7 @@
 //! The engine makes a quiet moment just before the cut if there was anything of the kind, and works off the marks in the
 //! open. What comes between that moment and the cut is little, and is dealt with in the freeze.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use std::os::fd::AsFd;
@@ -56,11 +56,26 @@ pub(crate) struct Crossings {
     notes: AtomicRef<Notes>,
     next: AtomicUsize,
     crossed: AtomicU32,
+    /// When the first of the changes may have begun that ended since the engine last dealt with them, in nanoseconds since the
+    /// epoch, if that was before the last quiet moment; `i64::MAX` if none did.
+    since: AtomicI64,
+}
+
+/// What was reported.
+#[derive(Clone, Copy)]
+struct Crossed {
+    what: u32,
+    since: i64,
 }
 
 impl Crossings {
     pub(crate) const fn new() -> Crossings {
-        Crossings { notes: AtomicRef::none(), next: AtomicUsize::new(0), crossed: AtomicU32::new(0) }
+        Crossings {
+            notes: AtomicRef::none(),
+            next: AtomicUsize::new(0),
+            crossed: AtomicU32::new(0),
+            since: AtomicI64::new(i64::MAX),
+        }
     }
 
     /// Readies it for a new session. False without memory.
@@ -68,7 +83,7 @@ impl Crossings {
         let notes = WATCH.ledger.pool().one::<Notes>();
         self.notes.store(notes, Ordering::Release);
         self.next.store(0, Ordering::Relaxed);
-        self.crossed.store(0, Ordering::Relaxed);
+        self.take();
         notes.is_some()
     }
 
@@ -84,6 +99,22 @@ impl Crossings {
     pub(crate) fn report(&self, what: u32) {
         self.crossed.fetch_or(what, Ordering::SeqCst);
         WATCH.marked.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The same of a change that went on behind its call, which began after `since`.
+    pub(crate) fn report_since(&self, since: i64, what: u32) {
+        self.since.fetch_min(since, Ordering::SeqCst);
+        self.report(what);
+    }
+
+    /// Everyone is outside, or has not begun.
+    fn take(&self) -> Crossed {
+        let what = self.crossed.swap(0, Ordering::SeqCst);
+        Crossed { what, since: self.since.swap(i64::MAX, Ordering::SeqCst) }
+    }
+
+    fn give_back(&self, crossed: Crossed) {
+        self.report_since(crossed.since, crossed.what);
     }
 
     /// Whether there was such a call since the engine last dealt with them.
@@ -129,19 +160,21 @@ impl Engine<'_> {
         let left =
             registry::wait_until_outside(registry::changes_files, || sys::raw::monotonic_ns() >= deadline);
         let mut quiet = self.quiet;
-        let crossed = WATCH.crossings.crossed.swap(0, Ordering::SeqCst);
+        let mut crossed = WATCH.crossings.take();
         quiet.note = WATCH.crossings.next.load(Ordering::SeqCst);
         quiet.at_ns = sys::raw::realtime_ns();
         let opened = self.gate.open_from(ticket, State::Open);
         self.deadline_ns = 0;
         if left.is_err() || !opened {
-            WATCH.crossings.report(crossed);
+            WATCH.crossings.give_back(crossed);
             return Err(Trouble::Void("a call of the program did not return in time"));
         }
         // What was missed before this moment was missed since the last one.
-        let crossed = if prove_again()? { crossed | NAMES | DATA | ANYWHERE } else { crossed };
+        if prove_again()? {
+            crossed.what |= NAMES | DATA | ANYWHERE;
+        }
         if let Err(trouble) = self.mark_crossed(crossed) {
-            WATCH.crossings.report(crossed);
+            WATCH.crossings.give_back(crossed);
             return Err(trouble);
         }
         quiet.node = self.tree.len() as NodeId;
@@ -152,19 +185,20 @@ impl Engine<'_> {
     /// In the freeze, when everyone is outside and all marks are worked off: marks what calls may have changed unmarked
     /// since the last quiet moment. False if there were none.
     pub(crate) fn uncross_frozen(&mut self) -> Result<bool, Trouble> {
-        let crossed = WATCH.crossings.crossed.swap(0, Ordering::SeqCst);
-        if crossed == 0 {
+        if !WATCH.crossings.any() {
             return Ok(false);
         }
+        let crossed = WATCH.crossings.take();
         let marked = self.mark_crossed(crossed);
         if marked.is_err() {
-            WATCH.crossings.report(crossed);
+            WATCH.crossings.give_back(crossed);
         }
         marked.map(|()| true)
     }
 
-    fn mark_crossed(&mut self, crossed: u32) -> Result<(), Trouble> {
-        let Some(noted) = WATCH.crossings.since(self.quiet.note).filter(|_| crossed & ANYWHERE == 0) else {
+    fn mark_crossed(&mut self, crossed: Crossed) -> Result<(), Trouble> {
+        let Some(noted) = WATCH.crossings.since(self.quiet.note).filter(|_| crossed.what & ANYWHERE == 0)
+        else {
             return self.look(crossed);
         };
         for marks in noted {
@@ -182,10 +216,14 @@ impl Engine<'_> {
                 continue;
             }
             match node.kind() {
-                FileType::RegularFile | FileType::Directory if self.is_new(node.marks.stamp().ctime) => {
+                FileType::RegularFile | FileType::Directory
+                    if self.is_new(node.marks.stamp().ctime, crossed) =>
+                {
                     mark_hit(node, crossed)
                 }
-                FileType::Symlink if self.is_new(node.marks.stamp().ctime) => return self.look(crossed),
+                FileType::Symlink if self.is_new(node.marks.stamp().ctime, crossed) => {
+                    return self.look(crossed);
+                }
                 FileType::RegularFile | FileType::Directory | FileType::Symlink => {}
                 _ => mark_hit(node, crossed),
             }
@@ -193,14 +231,14 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Whether an inode with this time may have been changed since the last quiet moment.
-    fn is_new(&self, ctime: i64) -> bool {
-        ctime >= self.quiet.at_ns - TICKS.as_nanos() as i64
+    /// Whether an inode with this time may have been changed since the last quiet moment, or since such a change began.
+    fn is_new(&self, ctime: i64, crossed: Crossed) -> bool {
+        ctime >= self.quiet.at_ns.min(crossed.since) - TICKS.as_nanos() as i64
     }
 
     /// Looks at the times of every inode, and marks those that may have been changed since the last quiet moment. Inodes
     /// that are not where they were seen last are marked unseen.
-    fn look(&mut self, crossed: u32) -> Result<(), Trouble> {
+    fn look(&mut self, crossed: Crossed) -> Result<(), Trouble> {
         self.looks = self.looks.wrapping_add(1);
         for id in self.tree.ids() {
             let node = self.tree.node(id);
@@ -212,7 +250,7 @@ impl Engine<'_> {
             let node = self.tree.node_mut(id);
             if node.missing {
                 // Its bytes are copied again if it is ever found.
-                node.is_uncertain |= crossed & DATA != 0;
+                node.is_uncertain |= crossed.what & DATA != 0;
             } else if node.looked_at != self.looks && !node.replaced && !node.excluded {
                 mark_hit(node, crossed);
             }
@@ -221,7 +259,7 @@ impl Engine<'_> {
     }
 
     /// Looks at a directory, and at everything else in it that is not a directory.
-    fn look_into(&mut self, id: NodeId, crossed: u32) -> Result<(), Trouble> {
+    fn look_into(&mut self, id: NodeId, crossed: Crossed) -> Result<(), Trouble> {
         if self.is_late() {
             return Err(Trouble::Void(
                 "what may have changed beside calls on names took too long to look at",
@@ -254,14 +292,14 @@ impl Engine<'_> {
 
     /// Marks an inode if `found`, which is where it was seen last, tells that it may have been changed. False if it is
     /// another.
-    fn look_at(&mut self, id: NodeId, found: &Statx, crossed: u32) -> bool {
+    fn look_at(&mut self, id: NodeId, found: &Statx, crossed: Crossed) -> bool {
         let node = self.tree.node(id);
         let now = stamp(found);
         if !node.marks.is(device(found), found.stx_ino) {
             return false;
         }
         let tells = matches!(node.kind(), FileType::RegularFile | FileType::Directory | FileType::Symlink);
-        if !tells || now != node.marks.stamp() || self.is_new(now.ctime) {
+        if !tells || now != node.marks.stamp() || self.is_new(now.ctime, crossed) {
             mark_hit(node, crossed);
         }
         self.tree.node_mut(id).looked_at = self.looks;
@@ -274,10 +312,10 @@ fn is_to_be_looked_at(node: &Node) -> bool {
     !node.replaced && !node.excluded && !node.missing && node.copy == Copy::Done
 }
 
-fn mark_hit(node: &Node, crossed: u32) {
+fn mark_hit(node: &Node, crossed: Crossed) {
     let flags = if node.is_directory() { extents::ENTRIES } else { extents::EXAMINE };
     node.marks.mark_flags(&WATCH.ledger, flags);
-    if node.is_file() && crossed & DATA != 0 {
+    if node.is_file() && crossed.what & DATA != 0 {
         node.marks.mark_all(&WATCH.ledger);
     }
 }

@@ -41,17 +41,49 @@ pub(crate) struct Target {
     pub(crate) from: u64,
     /// `u64::MAX` stands for the whole file.
     pub(crate) to: u64,
+    /// If it may turn out to be another file.
+    pub(crate) late: Option<Late>,
+}
+
+/// A request for which the kernel looks up the file when it comes to it, which may be after the call that submits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Late {
+    /// Its descriptor; -1 if it names its file by something else, so that any may be hit.
+    pub(crate) fd: i32,
+    /// What [`endings`](crate::registry::Watch::endings) said of the descriptor when the file was looked up.
+    pub(crate) endings: u64,
+    /// When that was, in nanoseconds since the epoch: a file that it hits bears a time from behind this.
+    pub(crate) since: i64,
 }
 
 impl Target {
-    /// Of a request that writes nothing.
-    pub(crate) const NOTHING: Target = Target { dev: u64::MAX, ino: u64::MAX, from: 0, to: 1 };
+    const fn none(ino: u64) -> Target {
+        Target { dev: u64::MAX, ino, from: 0, to: 0, late: None }
+    }
+
+    /// Of a request that writes to no file that could be backed up.
+    pub(crate) const NOTHING: Target = Target::none(u64::MAX);
 
     /// What a request changes that names files by path: nobody knows which.
-    pub(crate) const NAMES: Target = Target { dev: u64::MAX, ino: u64::MAX, from: 0, to: 0 };
+    pub(crate) const NAMES: Target = Target::none(u64::MAX - 1);
+
+    /// Of a write of which only `late` is known.
+    pub(crate) fn some_file(late: Late) -> Target {
+        Target { late: Some(late), ..Target::none(u64::MAX - 2) }
+    }
 
     pub(crate) fn is_names(&self) -> bool {
         *self == Target::NAMES
+    }
+
+    /// Whether this is a file.
+    pub(crate) fn is_file(&self) -> bool {
+        self.dev != u64::MAX
+    }
+
+    /// Whether the cut has to wait for it. What it waits for otherwise may be a socket.
+    fn writes(&self) -> bool {
+        self.is_file() || self.ino != Target::NOTHING.ino
     }
 }
 
@@ -64,8 +96,14 @@ zeroed! {
         ino: AtomicU64,
         from: AtomicU64,
         to: AtomicU64,
+        /// One more than the descriptor of a late one, with 0 for none known; `u32::MAX` if it is not late.
+        late: AtomicU32,
+        endings: AtomicU64,
+        since: AtomicU64,
     }
 }
+
+const IN_TIME: u32 = u32::MAX;
 
 impl Place {
     fn is(&self, name: Name) -> bool {
@@ -73,12 +111,35 @@ impl Place {
     }
 
     fn target(&self) -> Target {
+        let late = Some(self.late.load(Ordering::Relaxed)).filter(|&late| late != IN_TIME);
         Target {
             dev: self.dev.load(Ordering::Relaxed),
             ino: self.ino.load(Ordering::Relaxed),
             from: self.from.load(Ordering::Relaxed),
             to: self.to.load(Ordering::Relaxed),
+            late: late.map(|late| Late {
+                fd: late.cast_signed() - 1,
+                endings: self.endings.load(Ordering::Relaxed),
+                since: self.since.load(Ordering::Relaxed).cast_signed(),
+            }),
         }
+    }
+
+    fn fill(&self, name: Name, target: Target) {
+        for (word, value) in [
+            (&self.ring, name.ring),
+            (&self.cookie, name.cookie),
+            (&self.dev, target.dev),
+            (&self.ino, target.ino),
+            (&self.from, target.from),
+            (&self.to, target.to),
+            (&self.endings, target.late.map_or(0, |late| late.endings)),
+            (&self.since, target.late.map_or(0, |late| late.since.cast_unsigned())),
+        ] {
+            word.store(value, Ordering::Relaxed);
+        }
+        let late = target.late.map_or(IN_TIME, |late| (late.fd + 1).cast_unsigned());
+        self.late.store(late, Ordering::Relaxed);
     }
 
     fn turns(&self, from: u32, to: u32) -> bool {
@@ -106,6 +167,9 @@ impl Flights {
             ino: word(),
             from: word(),
             to: word(),
+            late: AtomicU32::new(0),
+            endings: word(),
+            since: word(),
         };
         Flights { flying: word(), places: std::array::from_fn(place) }
     }
@@ -118,17 +182,8 @@ impl Flights {
         let mut free =
             [FREE, LANDED].into_iter().flat_map(|state| self.window(name).map(move |place| (place, state)));
         let Some((place, _)) = free.find(|(place, state)| place.turns(*state, TAKEN)) else { return false };
-        for (word, value) in [
-            (&place.ring, name.ring),
-            (&place.cookie, name.cookie),
-            (&place.dev, target.dev),
-            (&place.ino, target.ino),
-            (&place.from, target.from),
-            (&place.to, target.to),
-        ] {
-            word.store(value, Ordering::Relaxed);
-        }
-        if target != Target::NOTHING {
+        place.fill(name, target);
+        if target.writes() {
             self.flying.fetch_add(1, Ordering::SeqCst);
         }
         place.state.store(FLYING, Ordering::SeqCst);
@@ -166,11 +221,11 @@ impl Flights {
 
     /// Lands those of a ring that have ended as their names tell, each name being that of one request at a time. The program
     /// has not been told.
-    pub(crate) fn land_where(&self, ring: u64, has_ended: impl Fn(u64) -> bool, mark: impl Fn(u64, &Target)) {
+    pub(crate) fn land_where(&self, ring: u64, has_ended: impl Fn(u64) -> bool, mark: impl Fn(&Target)) {
         for place in self.places.iter().filter(|place| place.ring.load(Ordering::Relaxed) == ring) {
             let cookie = place.cookie.load(Ordering::Relaxed);
             if place.state.load(Ordering::SeqCst) == FLYING && has_ended(cookie) {
-                mark(cookie, &place.target());
+                mark(&place.target());
                 self.take_off(place, FLYING, LANDED);
             }
         }
@@ -197,7 +252,7 @@ impl Flights {
 
     /// What was marked is not waited for any more.
     fn take_off(&self, place: &Place, from: u32, to: u32) {
-        let writes = place.target() != Target::NOTHING;
+        let writes = place.target().writes();
         if place.turns(from, to) && writes {
             self.flying.fetch_sub(1, Ordering::SeqCst);
         }
@@ -218,7 +273,7 @@ impl Flights {
         self.places.iter().any(|place| {
             matches!(place.state.load(Ordering::SeqCst), FLYING | SPENT)
                 && place.ring.load(Ordering::Relaxed) == ring
-                && place.target() != Target::NOTHING
+                && place.target().writes()
         })
     }
 
@@ -256,7 +311,7 @@ mod tests {
 
     fn ignore(_: &Target) {}
 
-    const TARGET: Target = Target { dev: 1, ino: 2, from: 0, to: 1 };
+    const TARGET: Target = Target { dev: 1, ino: 2, from: 0, to: 1, late: None };
 
     fn name(cookie: u64) -> Name {
         Name { ring: 7, cookie }
@@ -306,6 +361,22 @@ mod tests {
         assert!(table.note(name(1), Target::NOTHING) && table.note(name(1), TARGET));
         table.forget(name(1), ignore);
         assert!(!table.none_flies() && table.land(name(1), true, ignore) && table.none_flies());
+    }
+
+    #[test]
+    fn what_is_known_of_a_late_one_is_kept() {
+        let (table, seen) = (table(), std::cell::Cell::new(None));
+        let late = |fd| Some(Late { fd, endings: 3, since: -4 });
+        let socket = Target { late: late(0), ..Target::NOTHING };
+        for target in
+            [Target { late: late(7), ..TARGET }, Target { late: late(-1), ..TARGET }, TARGET, socket]
+        {
+            assert!(table.note(name(1), target) && table.none_flies() == (target == socket));
+            assert!(table.land(name(1), true, |target| seen.set(Some(*target))) && table.none_flies());
+            assert_eq!(seen.take(), Some(target));
+        }
+        let some = Target::some_file(Late { fd: -1, endings: 0, since: 5 });
+        assert!(table.note(name(1), some) && !table.none_flies(), "the cut waits for it");
     }
 
     #[test]
@@ -359,8 +430,8 @@ mod tests {
         assert!(table.note(Name { ring: 8, cookie: 1 }, TARGET));
         assert!(table.any_flies(7) && table.any_flies(8) && !table.any_flies(9));
         for _ in 0..2 {
-            table.land_where(7, |cookie| cookie == 1, |cookie, _| marked.borrow_mut().push(cookie));
-            assert_eq!(*marked.borrow(), [1], "once");
+            table.land_where(7, |cookie| cookie == 1, |target| marked.borrow_mut().push(*target));
+            assert_eq!(*marked.borrow(), [TARGET], "once");
         }
         assert!(table.land(name(1), true, ignore) && !table.land(name(1), true, ignore));
         assert!(table.any_flies(7) && table.land(name(2), true, ignore) && !table.any_flies(7));
@@ -372,7 +443,7 @@ mod tests {
         let noted = (0..200).filter(|_| table.note(name(1), TARGET)).count();
         assert_eq!(noted, WINDOW);
         // What has landed makes room.
-        table.land_where(7, |_| true, |_, _| {});
+        table.land_where(7, |_| true, ignore);
         assert!(table.none_flies() && table.note(name(1), TARGET) && !table.none_flies());
     }
 }

@@ -8,7 +8,8 @@
 mod common;
 
 use std::fs::OpenOptions;
-use std::os::fd::AsRawFd;
+use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -238,4 +239,52 @@ fn a_file_in_the_place_of_a_ring_is_not_taken_for_it() {
     }
     let copy = std::fs::read(place.destination.join("file")).expect("the copy");
     assert!(copy.starts_with(b"kept") && copy[BLOCK..].starts_with(b"this, too"));
+}
+
+/// Work in `before_cut`, once, whose changes have to be in the copy of two files, without the audit having to find them.
+fn is_copied_in_the_first_cut(name: &str, work: impl Fn(&[std::fs::File; 2])) {
+    if !uring::is_there() {
+        return;
+    }
+    let _alone = common::alone();
+    let place = common::Place::new(Scratch::new(false), name);
+    let paths = ["first", "second"].map(|file| place.source.join(file));
+    let files = paths.each_ref().map(|path| {
+        std::fs::write(path, [0; BLOCK]).expect("a file");
+        OpenOptions::new().write(true).open(path).expect("the file")
+    });
+    let worked = std::cell::Cell::new(false);
+    let report = common::run(place.backup().before_cut(|| {
+        if !worked.replace(true) {
+            work(&files);
+        }
+    }));
+    assert!(report.unseen.is_empty() && report.cut_attempts == 1, "the audit had to find it: {report:?}");
+    let (changed, read) = (|bytes: &Vec<u8>| bytes.starts_with(b"late"), |path: &Path| std::fs::read(path));
+    let copied = ["first", "second"].map(|file| read(&place.destination.join(file)).expect("the copy"));
+    let original = paths.map(|path| read(&path).expect("the file"));
+    assert_eq!(copied.each_ref().map(changed), original.each_ref().map(changed));
+    assert!(original.iter().any(|bytes| changed(bytes)), "it was written");
+    assert_eq!(copied, original);
+}
+
+/// The kernel looks up what the descriptor of a request stands for when the request before it, to which it is linked, has ended.
+#[test]
+fn a_linked_write_is_captured_in_the_file_that_it_hits_in_the_end() {
+    is_copied_in_the_first_cut("async_io, linked", |[first, second]| {
+        let (wait, mut go_on) = std::io::pipe().expect("a pipe");
+        let fd = calls::dup_apart(first.as_raw_fd()).expect("a descriptor") as RawFd;
+        uring::write_behind(wait.as_raw_fd(), fd, b"late", || {
+            assert_eq!(calls::dup2(second.as_raw_fd(), fd), Ok(fd.into()));
+            go_on.write_all(b"!").expect("the pipe is open");
+        });
+        calls::close(fd).expect("it is closed");
+    });
+}
+
+#[test]
+fn a_write_to_a_registered_file_is_captured() {
+    is_copied_in_the_first_cut("async_io, registered", |[first, _]| {
+        uring::write_registered(first.as_raw_fd(), b"late");
+    });
 }

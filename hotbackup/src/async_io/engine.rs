@@ -9,6 +9,7 @@ use super::rings::{self, Ring};
 use super::uring::{self, Mapped, Places};
 use super::{REASONS, Untracked, aio, mark, posix, untracked};
 use crate::conductor::{Engine, Trouble};
+use crate::direct::host_table;
 use crate::error::{Error, Result};
 use crate::flights::Flights;
 use crate::gate::{self, State};
@@ -57,6 +58,23 @@ pub(super) fn mapped_rings() -> Vec<Mapped> {
 fn descriptor_of(inode: u64) -> Option<u32> {
     let is_it = |&fd: &u32| sys::raw::inode_of_ring(fd.cast_signed()) == Some(inode);
     suspects::numbers("/proc/self/fd").into_iter().find(is_it)
+}
+
+/// Whether a thread of the kernel's takes requests from the ring with this descriptor of the host's (`SqThread` in its fdinfo). Some
+/// kernels do not tell while the ring is in use.
+pub(super) fn has_thread(fd: u32) -> bool {
+    let info = suspects::read(&format!("{}/fdinfo/{fd}", host_table())).unwrap_or_default();
+    let thread = info.lines().find_map(|line| line.strip_prefix("SqThread:")?.trim().parse::<i64>().ok());
+    thread.is_some_and(|thread| thread >= 0)
+}
+
+/// Whether there is any such thread; since Linux 5.12 they are threads of the process.
+fn has_polling_threads() -> bool {
+    let is_it = |thread: u32| {
+        suspects::read(&format!("/proc/self/task/{thread}/comm"))
+            .is_some_and(|name| name.starts_with("iou-sqp-"))
+    };
+    suspects::numbers("/proc/self/task").into_iter().any(is_it)
 }
 
 fn is_known(mapped: &Mapped) -> bool {
@@ -135,8 +153,11 @@ impl Engine<'_> {
             // Most of it is done before anybody has to wait.
             take_up_used_rings(places);
             for ring in urings() {
-                let inode = ring.inode.load(Ordering::Relaxed);
-                ring.descriptor.store(descriptor_of(inode).map_or(0, |fd| fd + 1), Ordering::Relaxed);
+                let descriptor = descriptor_of(ring.inode.load(Ordering::Relaxed));
+                ring.descriptor.store(descriptor.map_or(0, |fd| fd + 1), Ordering::Relaxed);
+                // One that is made from here on has no descriptor that is known.
+                let may_be_polled = descriptor.is_none_or(has_thread) || has_polling_threads();
+                ring.may_be_polled.store(may_be_polled.into(), Ordering::Relaxed);
             }
             if self.quiet_rings(places, QUIETING * (1 << quieting)) {
                 return self.check_rings();

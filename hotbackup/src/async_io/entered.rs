@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::rings::{self, Ring};
-use super::uring::{self, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, look, look_at, read};
+use super::uring::{self, Noting, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, look, look_at, read};
 use super::{Noted, Untracked, bytes, ended, submit_and_wait, untracked};
 use crate::crossings;
 use crate::flights::Name;
@@ -284,9 +284,10 @@ impl Entry {
 }
 
 fn note_range(ring: &Ring, flags: u32, from: u32, to: u32, state: State, noted: &mut Noted) -> Option<()> {
+    let mut noting = Noting::of(ring, false);
     for text in requests(ring, flags, from, to) {
         if let Some(text) = text? {
-            uring::note_one(ring.name(), &text, state, noted);
+            noting.note(&text, state, noted);
         }
     }
     Some(())

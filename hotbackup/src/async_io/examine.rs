@@ -1,11 +1,11 @@
 //! Which rings there are, and whether a session can follow them, for [`crate::doctor()`].
 
-use super::engine::{mapped_rings, mappings};
+use super::engine::{has_thread, mapped_rings, mappings};
 use super::entered::flags_of;
 use super::uring::{SETUP_CQE_MIXED, SETUP_IOPOLL, SETUP_SQPOLL};
 use crate::direct::host_table;
 use crate::doctor::{Finding, Kind, Verdict};
-use crate::suspects::{numbers, read};
+use crate::suspects::numbers;
 use crate::sys;
 
 /// One finding for each ring. `hooks` is what was found of the hooks.
@@ -62,11 +62,6 @@ fn judge(fd: u32, is_mapped: bool, hooks: Verdict) -> (Verdict, &'static str) {
     let flags = flags_of(fd.cast_signed());
     let has = |wanted: u32| flags.is_some_and(|flags| flags & wanted != 0);
     match () {
-        () if has_thread(fd) || has(SETUP_SQPOLL) => (
-            Verdict::Refuses,
-            "a kernel thread polls it (IORING_SETUP_SQPOLL), so that requests are taken without a call: a backup fails if some \
-             are submitted meanwhile",
-        ),
         () if has(SETUP_IOPOLL | SETUP_CQE_MIXED) => (
             Verdict::Refuses,
             "it is polled, or has ends of several sizes, and cannot be followed: a backup fails if something is submitted to it \
@@ -78,17 +73,15 @@ fn judge(fd: u32, is_mapped: bool, hooks: Verdict) -> (Verdict, &'static str) {
             "it has no mapping of its own: what is submitted through liburing is followed, what is by a call that is not \
              captured goes by",
         ),
+        () if has_thread(fd) || has(SETUP_SQPOLL) => (
+            Verdict::Captured,
+            "a kernel thread polls it (IORING_SETUP_SQPOLL): what is submitted through liburing is followed; if the program publishes \
+             requests by itself while a backup runs, that fails",
+        ),
         () if flags.is_none() => SET_UP_UNSEEN,
         () => (
             Verdict::Captured,
             "what is submitted to it by captured calls is followed; if something is by another way while a backup runs, that fails",
         ),
     }
-}
-
-/// Whether a kernel thread takes requests from a ring (`SqThread` in its fdinfo).
-fn has_thread(fd: u32) -> bool {
-    let info = read(&format!("{}/fdinfo/{fd}", host_table())).unwrap_or_default();
-    let thread = info.lines().find_map(|line| line.strip_prefix("SqThread:")?.trim().parse::<i64>().ok());
-    thread.is_some_and(|thread| thread >= 0)
 }

@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Noted, Request, Untracked, Where, aio, bytes, ended, mark, submit, untracked};
-use crate::flights::{Flights, Name, Target};
+use crate::flights::{Flights, Name};
 use crate::gate::State;
 use crate::intercept;
 use crate::registry::WATCH;
@@ -50,11 +50,6 @@ impl ControlBlock {
         })
     }
 
-    /// What it writes to now, as [`Request::target`] says.
-    fn target(&self) -> Option<Option<Target>> {
-        self.request().target(State::Open)
-    }
-
     fn request(&self) -> Request {
         Request { fd: self.fd, place: self.place }
     }
@@ -67,7 +62,7 @@ impl ControlBlock {
 #[inline(always)]
 pub fn queueing<R>(request: u64, real: impl FnOnce() -> R, queued: impl FnOnce(&R) -> bool) -> R {
     USED.store(true, Ordering::Relaxed);
-    let note = |state, noted: &mut Noted| note(request, true, state, noted);
+    let note = |state, _: &mut Noted| note(request, true, state);
     let taken = |result: &R| {
         if !queued(result) {
             let name = Name { ring: RING, cookie: request };
@@ -84,7 +79,7 @@ pub fn queueing_list<R>(requests: u64, count: usize, real: impl FnOnce() -> R) -
     USED.store(true, Ordering::Relaxed);
     let each =
         || (0..count).map_while(move |index| aio::address(requests, index)).filter(|&request| request != 0);
-    let note = |state, noted: &mut Noted| each().for_each(|request| note(request, false, state, noted));
+    let note = |state, _: &mut Noted| each().for_each(|request| note(request, false, state));
     // What was not queued has ended by what its control block says.
     submit(RING, note, || false, real, |_| each().for_each(|request| told(request, false)))
 }
@@ -114,7 +109,7 @@ pub fn suspended<R>(requests: u64, count: usize, real: impl FnOnce() -> R) -> R 
 }
 
 /// Notes a request that is about to be queued. What cannot be read faults in the C library too.
-fn note(request: u64, writes: bool, state: State, noted: &mut Noted) {
+fn note(request: u64, writes: bool, state: State) {
     let (Some(flights), Some(block)) = (WATCH.async_io.flights(), ControlBlock::read(request)) else {
         return;
     };
@@ -124,10 +119,8 @@ fn note(request: u64, writes: bool, state: State, noted: &mut Noted) {
     if !writes && !block.writes {
         return;
     }
-    let target = block.request().target(state);
-    let Some(Some(target)) = target else { return };
-    noted.add(block.fd, target);
-    if !flights.note(name, target) {
+    // The C library looks the descriptor up when it writes, which may be long after the call.
+    if !flights.note(name, block.request().late_target(state)) {
         untracked(Untracked::TooMany);
     }
 }
@@ -140,25 +133,13 @@ fn told(request: u64, for_good: bool) {
         return;
     }
     let name = Name { ring: RING, cookie: request };
-    let mark = |noted: &Target| mark_end(&block, noted);
     let is_known = WATCH.async_io.flights().is_some_and(|flights| flights.land(name, for_good, mark));
     if !is_known && block.writes {
-        match block.target() {
-            Some(Some(target)) => super::mark(&target),
+        match block.request().target(State::Open) {
+            Some(Some(target)) => mark(&target),
             Some(None) => {}
             None => untracked(Untracked::Before),
         }
-    }
-}
-
-/// Marks what a request that was noted has written. The C library looks the descriptor up when it writes, which may be long
-/// after the call: if that stands for another file by now, either may have been hit.
-fn mark_end(block: &ControlBlock, noted: &Target) {
-    mark(noted);
-    if let Some(Some(now)) = block.target()
-        && (now.dev, now.ino) != (noted.dev, noted.ino)
-    {
-        mark(&Target { from: 0, to: u64::MAX, ..now });
     }
 }
 
@@ -166,8 +147,5 @@ fn mark_end(block: &ControlBlock, noted: &Target) {
 pub(super) fn look(flights: &Flights) {
     // Memory that is gone is that of a request that has ended.
     let has_ended = |request| ControlBlock::read(request).is_none_or(|block| !block.in_progress);
-    flights.land_where(RING, has_ended, |request, noted| match ControlBlock::read(request) {
-        Some(block) => mark_end(&block, noted),
-        None => mark(noted),
-    });
+    flights.land_where(RING, has_ended, mark);
 }

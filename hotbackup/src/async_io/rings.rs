@@ -39,6 +39,10 @@ zeroed! {
         pub(super) inode: AtomicU64,
         /// One of its descriptors, if it was used before the session; one more than that, for 0 is none.
         pub(super) descriptor: AtomicU32,
+        /// Whether a thread of the kernel's may take requests from it, so that they are submitted by being published.
+        pub(super) may_be_polled: AtomicU32,
+        /// Whether a request waited for those before it in this session, and those behind it for that.
+        pub(super) drains: AtomicU32,
         /// The addresses of the counters of io_uring: submissions taken and published, requests ended.
         pub(super) sq_head: AtomicU64,
         pub(super) sq_tail: AtomicU64,
@@ -105,6 +109,8 @@ impl Ring {
                     self.seen.store(0, Ordering::Relaxed);
                     self.expected.store(0, Ordering::Relaxed);
                     self.leaving.store(0, Ordering::Relaxed);
+                    self.may_be_polled.store(1, Ordering::Relaxed);
+                    self.drains.store(0, Ordering::Relaxed);
                     take_up(self);
                     self.set_kind(URING);
                     return true;

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use super::rings::{self, Ring};
 use super::{Noted, Request, Untracked, Where, aio, bytes, mark, submit, submit_and_wait, untracked};
 use crate::crossings;
-use crate::flights::{Name, Target};
+use crate::flights::{Late, Name, Target};
 use crate::gate::State;
 use crate::registry::WATCH;
 use crate::sys;
@@ -33,8 +33,12 @@ const SETUP_CQE32: u32 = 1 << 11;
 pub(super) const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 pub(super) const SETUP_CQE_MIXED: u32 = 1 << 18;
 
-/// Flags of a request: its descriptor is an index, and its end is not told.
+/// Flags of a request: its descriptor is an index; it waits for all before it, and all behind it for it; the next one waits for it;
+/// another thread makes it; its end is not told.
 const FIXED_FILE: u8 = 1 << 0;
+const DRAIN: u8 = 1 << 1;
+const LINK: u8 = 1 << 2 | 1 << 3;
+const ASYNC: u8 = 1 << 4;
 const SKIP_SUCCESS: u8 = 1 << 6;
 
 /// A flag of an end: the request goes on.
@@ -67,16 +71,22 @@ pub fn submitting_prepared_and_waiting(
         note_prepared(handle, state, noted);
     };
     let first = || match apart.get() {
-        Some((_, 0)) => 0,
+        Some(Apart::Nothing) => 0,
         Some(_) => submit_only(),
         None => whole(),
     };
     let wait = |submitted: i32| match apart.get() {
-        Some((_, 0)) => whole(),
-        Some((ring, all)) if u32::try_from(submitted) == Ok(all) => {
+        Some(Apart::Nothing) => whole(),
+        Some(Apart::All { ring, count }) if u32::try_from(submitted) == Ok(count) => {
             let _ = ring.wait_for(least);
             submitted
         }
+        // What is returned is how many the kernel's thread has not taken yet; if none, what the wait does.
+        Some(Apart::Polled { ring }) if submitted >= 0 => match ring.wait_for(least) {
+            Ok(_) => submitted,
+            Err(errno) if submitted == 0 => -errno.raw_os_error(),
+            Err(_) => submitted,
+        },
         _ => submitted,
     };
     submit_and_wait(handle, note, || defer_no_more(handle), whole, first, |_| {}, wait)
@@ -114,6 +124,17 @@ fn note_prepared(handle: u64, state: State, noted: &mut Noted) {
 fn defer_no_more(handle: u64) -> bool {
     let handle = Handle::read(handle).filter(|handle| handle.flags & SETUP_DEFER_TASKRUN != 0);
     handle.is_some_and(|handle| handle.descriptor.wait_for(0).is_ok())
+}
+
+/// A call that submits and waits, made as two.
+#[derive(Clone, Copy)]
+enum Apart {
+    /// There is nothing to submit.
+    Nothing,
+    /// So many requests are to be submitted, those included that the kernel has not taken before.
+    All { ring: Entering, count: u32 },
+    /// A thread of the kernel's takes them.
+    Polled { ring: Entering },
 }
 
 /// What liburing's handle says of its ring (`struct io_uring`).
@@ -162,16 +183,22 @@ impl Handle {
         })
     }
 
-    /// If a call that submits and waits can be made apart: for which ring, and how many requests it submits, those included
-    /// that the kernel has not taken before.
-    fn apart(&self, least: u32) -> Option<(Entering, u32)> {
-        let can_be = least > 0 && self.flags & (SETUP_SQPOLL | SETUP_IOPOLL) == 0;
-        can_be.then_some((self.descriptor, self.tail.wrapping_sub(read(self.sq_head)?)))
+    /// How a call that submits and waits is made apart, if it can be.
+    fn apart(&self, least: u32) -> Option<Apart> {
+        if least == 0 || self.flags & SETUP_IOPOLL != 0 {
+            return None;
+        }
+        let ring = self.descriptor;
+        match self.tail.wrapping_sub(read(self.sq_head)?) {
+            _ if self.flags & SETUP_SQPOLL != 0 => Some(Apart::Polled { ring }),
+            0 => Some(Apart::Nothing),
+            count => Some(Apart::All { ring, count }),
+        }
     }
 
     /// Takes the ring up, or on, and lands what has ended since the last submission. To be called before a submission.
     pub(super) fn meet(&self) -> Option<&'static Ring> {
-        if self.flags & (SETUP_SQPOLL | SETUP_IOPOLL | SETUP_CQE_MIXED) != 0 {
+        if self.flags & (SETUP_IOPOLL | SETUP_CQE_MIXED) != 0 {
             untracked(Untracked::Ring);
         }
         let mask = read(self.cq_mask)?;
@@ -212,43 +239,66 @@ impl Handle {
     pub(super) fn note(&self, ring: &Ring, state: State, noted: &mut Noted) {
         let Some(mask) = read(self.sq_mask) else { return untracked(Untracked::Unreadable) };
         let size = REQUEST_SIZE as u64 * if self.flags & SETUP_SQE128 != 0 { 2 } else { 1 };
-        let mut index = self.head;
+        let (mut index, mut noting) = (self.head, Noting::of(ring, self.flags & SETUP_SQPOLL != 0));
         while index != self.tail {
             let mut text = [0; REQUEST_SIZE];
             let at = self.requests + u64::from(index & mask) * size;
             if sys::raw::read_memory(at, &mut text).is_err() {
                 return untracked(Untracked::Unreadable);
             }
-            note_one(ring.name(), &text, state, noted);
+            noting.note(&text, state, noted);
             index = index.wrapping_add(1);
         }
         ring.expected.store(self.tail, Ordering::Relaxed);
     }
 }
 
-/// Notes a request of the ring of this name.
-pub(super) fn note_one(ring: u64, text: &[u8; REQUEST_SIZE], state: State, noted: &mut Noted) {
-    let name = Name { ring, cookie: u64::from_ne_bytes(bytes(text, 32)) };
-    let fd = RawFd::from_ne_bytes(bytes(text, 4));
-    let target = match meaning(text) {
-        Meaning::Unknown => return untracked(Untracked::Request),
-        _ if text[1] & SKIP_SUCCESS != 0 => return untracked(Untracked::Request),
-        Meaning::Harmless => Target::NOTHING,
-        Meaning::Write(_) if text[1] & FIXED_FILE != 0 => return untracked(Untracked::FixedFile),
-        Meaning::Write(place) => match (Request { fd, place }).target(state) {
-            Some(Some(target)) => target,
-            _ => Target::NOTHING,
-        },
-        Meaning::Names => {
-            WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
-            Target::NAMES
-        }
-    };
-    if !target.is_names() && target != Target::NOTHING {
-        noted.add(fd, target);
+/// Notes requests of one call, in their order.
+pub(super) struct Noting<'a> {
+    ring: &'a Ring,
+    is_polled: bool,
+    /// Whether the next one waits for the end of the last.
+    follows: bool,
+}
+
+impl<'a> Noting<'a> {
+    pub(super) fn of(ring: &'a Ring, is_polled: bool) -> Noting<'a> {
+        Noting { ring, is_polled, follows: false }
     }
-    if !WATCH.async_io.flights().is_some_and(|flights| flights.note(name, target)) {
-        untracked(Untracked::TooMany);
+
+    pub(super) fn note(&mut self, text: &[u8; REQUEST_SIZE], state: State, noted: &mut Noted) {
+        let name = Name { ring: self.ring.name(), cookie: u64::from_ne_bytes(bytes(text, 32)) };
+        let (flags, fd) = (text[1], RawFd::from_ne_bytes(bytes(text, 4)));
+        if flags & SKIP_SUCCESS != 0 {
+            return untracked(Untracked::Request);
+        }
+        if flags & DRAIN != 0 {
+            self.ring.drains.store(1, Ordering::Relaxed);
+        }
+        // The kernel looks the file up when it comes to the request, which may be behind the call then.
+        let drains = self.ring.drains.load(Ordering::Relaxed) != 0;
+        let is_late = self.is_polled || self.follows || drains || flags & ASYNC != 0;
+        self.follows = flags & LINK != 0;
+        let target = match meaning(text) {
+            Meaning::Unknown => return untracked(Untracked::Request),
+            Meaning::Harmless => Target::NOTHING,
+            Meaning::Write(_) if flags & FIXED_FILE != 0 => Target::some_file(Late::now(-1)),
+            Meaning::Write(place) if is_late => Request { fd, place }.late_target(state),
+            Meaning::Write(place) => match (Request { fd, place }).target(state) {
+                Some(Some(target)) => {
+                    noted.add(fd, target);
+                    target
+                }
+                _ => Target::NOTHING,
+            },
+            Meaning::Names => {
+                WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
+                Target::NAMES
+            }
+        };
+        if !WATCH.async_io.flights().is_some_and(|flights| flights.note(name, target)) {
+            untracked(Untracked::TooMany);
+        }
     }
 }
 
@@ -444,8 +494,10 @@ impl Places {
 
 /// Whether all that was submitted to the ring has ended; if so, what comes from now on is followed. Nobody may submit meanwhile.
 pub(super) fn is_quiet(ring: &Ring) -> bool {
-    // What is published and not taken is submitted by who waits at the gate, and read then.
-    let [taken, ended] = [&ring.sq_head, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
+    // What is published and not taken is submitted by who waits at the gate, and read then; or a thread of the kernel's is about
+    // to take it.
+    let begun = if ring.may_be_polled.load(Ordering::Relaxed) != 0 { &ring.sq_tail } else { &ring.sq_head };
+    let [taken, ended] = [begun, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
     let is_quiet = taken.zip(ended).is_some_and(|(taken, ended)| match taken.wrapping_sub(ended) {
         0 => true,
         // What waits for a socket or a pipe writes to no file.

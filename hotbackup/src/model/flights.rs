@@ -7,7 +7,7 @@ use super::{Block, check, forever};
 use crate::flights::{Flights, Name, Target};
 
 const NAME: Name = Name { ring: 1, cookie: 2 };
-const TARGET: Target = Target { dev: 3, ino: 4, from: 0, to: 1 };
+const TARGET: Target = Target { dev: 3, ino: 4, from: 0, to: 1, late: None };
 
 /// A file, a ring, and whether the file is marked.
 struct Scene {

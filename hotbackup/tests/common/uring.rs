@@ -19,14 +19,17 @@ const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 const SETUP_NO_SQARRAY: u32 = 1 << 16;
 const ENTER_GETEVENTS: u32 = 1;
 const REGISTER_BUFFERS: u32 = 0;
+const REGISTER_FILES: u32 = 2;
 const COUNTERS: i64 = 0;
 const REQUESTS: i64 = 0x1000_0000;
 
 const WRITEV: u8 = 2;
 const WRITE_FIXED: u8 = 5;
 const FALLOCATE: u8 = 17;
+const READ: u8 = 22;
 const WRITE: u8 = 23;
-/// A flag of a request: the next one begins when this one has ended.
+/// Flags of a request: its descriptor is the place of a registered file; the next one begins when this one has ended.
+const FIXED_FILE: u8 = 1 << 0;
 const LINK: u8 = 1 << 2;
 
 /// Whether the kernel lets us make rings. With `CI=true` it has to.
@@ -131,11 +134,12 @@ impl Uring {
         Ok(Uring { fd, counters, requests, told, prepared: 0 })
     }
 
-    fn register(&self, buffers: &[libc::iovec]) {
-        let (fd, at, count) = (self.fd, buffers.as_ptr(), buffers.len());
-        // SAFETY: the buffers outlive the ring.
-        let call = || unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_BUFFERS, at, count) };
-        assert_eq!(intercept::registering(call), 0, "buffers can be registered");
+    /// Registers buffers, which have to outlive the ring, or files.
+    fn register<T>(&self, what: u32, all: &[T]) {
+        let (fd, at, count) = (self.fd, all.as_ptr(), all.len());
+        // SAFETY: the kernel reads as many of what it is told that they are.
+        let call = || unsafe { libc::syscall(libc::SYS_io_uring_register, fd, what, at, count) };
+        assert_eq!(intercept::registering(call), 0, "buffers and files can be registered");
     }
 
     /// Publishes a request. What it points to has to live until its end.
@@ -222,7 +226,7 @@ impl ByHand {
         let in_flight = InFlight::default();
         let vector = |at: u64| libc::iovec { iov_base: at as *mut libc::c_void, iov_len: BLOCK };
         let vectors: Box<[_]> = in_flight.memory().iter().map(|memory| vector(memory.address())).collect();
-        ring.register(&vectors);
+        ring.register(REGISTER_BUFFERS, &vectors);
         ByHand { ring, manner, vectors, in_flight }
     }
 
@@ -298,6 +302,36 @@ impl Drop for ByHand {
         while !std::thread::panicking() && self.in_flight.free() < DEPTH {
             self.reap();
         }
+    }
+}
+
+/// Writes `data` to the file's beginning, as that is registered with a ring of its own.
+pub fn write_registered(fd: RawFd, data: &[u8]) {
+    let mut ring = Uring::new(0).expect("a ring");
+    ring.register(REGISTER_FILES, &[fd]);
+    let (address, len) = (data.as_ptr() as u64, data.len() as u32);
+    ring.prepare(Request { opcode: WRITE, flags: FIXED_FILE, fd: 0, address, len, ..Request::default() });
+    ring.enter(1);
+    assert_eq!(ring.end(), Some((0, len.cast_signed())));
+}
+
+/// Submits a write of `data` to the beginning of the file `fd` that waits until something can be read from `pipe`, does `meanwhile`,
+/// and waits for its end.
+pub fn write_behind(pipe: RawFd, fd: RawFd, data: &[u8], meanwhile: impl FnOnce()) {
+    let (mut ring, mut byte) = (Uring::new(0).expect("a ring"), 0u8);
+    let address = &raw mut byte as u64;
+    ring.prepare(Request { opcode: READ, flags: LINK, fd: pipe, address, len: 1, ..Request::default() });
+    let (address, len) = (data.as_ptr() as u64, data.len() as u32);
+    ring.prepare(Request { opcode: WRITE, fd, address, len, cookie: 1, ..Request::default() });
+    ring.enter(0);
+    meanwhile();
+    for expected in [(0, 1), (1, len.cast_signed())] {
+        let mut end = ring.end();
+        while end.is_none() {
+            std::thread::yield_now();
+            end = ring.end();
+        }
+        assert_eq!(end, Some(expected));
     }
 }
 
