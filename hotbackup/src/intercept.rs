@@ -527,13 +527,13 @@ impl Pending {
         if found.is_some_and(|found| !found.may_be_backed_up()) {
             return Pending::new(About::BesideThePoint);
         }
-        let size = found.filter(|found| found.marks.is_some()).map(|found| found.size);
-        let place = match (change, size) {
-            (Change::Append { .. }, Some(_)) => Place::End,
-            (Change::WriteAt { at, .. }, Some(_)) if at >= 0 => Place::At(at.cast_unsigned()),
-            (Change::Write { .. }, Some(size)) => match position(fd) {
+        let place = match (change, found) {
+            (Change::Append { .. }, _) => Place::End,
+            (Change::WriteAt { at, .. }, _) if at >= 0 => Place::At(at.cast_unsigned()),
+            // Also of a file that is not watched yet: it may be behind the call.
+            (Change::Write { .. }, Some(found)) => match position(fd) {
                 // At the end it makes no difference.
-                Some(before) if before != size && appends(fd) => Place::Appended,
+                Some(before) if before != found.size && appends(fd) => Place::Appended,
                 Some(before) => Place::Position(before),
                 None => Place::Anywhere,
             },
@@ -719,10 +719,8 @@ impl Data {
             return mark_all(self.found);
         }
         let Some(found) = self.found else { return };
-        let Some(marks) = found.marks else {
-            // Not watched before the call; if it is now, the engine may have read it before or behind the change.
-            return mark_all(Some(Found { marks: WATCH.find(found.dev, found.ino), ..found }));
-        };
+        // If it was not watched before the call, and is now, the engine may have read it before or behind the change.
+        let Some(marks) = found.marks.or_else(|| WATCH.find(found.dev, found.ino)) else { return };
         let Some(result) = result else {
             return mark_all(self.found);
         };

@@ -8,7 +8,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -551,5 +551,41 @@ fn the_time_of_the_last_access_is_kept() {
                 "{name}"
             );
         }
+    }
+}
+
+/// A call that begins before its file is watched, and ends behind that, marks what it wrote; it marked the whole file, so that every
+/// large file that is written to without a pause was copied twice.
+#[test]
+fn a_write_to_a_file_that_comes_to_be_watched_meanwhile_has_no_more_copied_again_than_it_wrote() {
+    let _alone = common::alone();
+    const SIZE: usize = 8 << 20;
+    for at_position in [false, true] {
+        let place = place("comes to be watched");
+        let outside = place.source.with_file_name("outside");
+        fs::write(&outside, vec![1; SIZE]).expect("a file outside of the source");
+        let file = File::options().write(true).open(&outside).expect("the file");
+        let [from, to] =
+            [&outside, &place.source.join("file")].map(|path| calls::c(path.to_str().expect("UTF-8")));
+        let come_in = || {
+            let at = |path| Name { dir: libc::AT_FDCWD, path };
+            calls::rename(at(&from), at(&to), 0).expect("renamed");
+            // Now the engine finds it and copies it.
+            std::thread::sleep(Duration::from_millis(600));
+        };
+        let write = || -> io::Result<usize> {
+            std::thread::scope(|scope| drop(scope.spawn(come_in)));
+            if at_position { (&file).write(&[2; 4096]) } else { file.write_at(&[2; 4096], 0) }
+        };
+        let fd = file.as_raw_fd();
+        let change = if at_position { Change::Write { fd } } else { Change::WriteAt { fd, at: 0 } };
+        let report = run(place.backup().before_cut(|| {
+            if outside.exists() {
+                assert_eq!(around(change, write).expect("a write"), 4096);
+            }
+        }));
+        is_copied(&place);
+        let copied = report.bytes_copied + report.bytes_recopied;
+        assert!((SIZE as u64..SIZE as u64 + 16384).contains(&copied), "{report:?}");
     }
 }
