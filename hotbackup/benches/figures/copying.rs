@@ -1,12 +1,13 @@
 //! How fast trees are copied, against `cp -a` and rsync. Sources are in the page cache; both sides end synced.
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hotbackup::{Session, Throttle};
+use hotbackup::{ManifestPlace, Session, Throttle};
 
 use crate::measure::{Done, Figure, Spread, Target, interleave, note, scaled};
 use crate::place::{Place, backup, copy, make_file, make_files, ours, seconds};
@@ -79,25 +80,34 @@ pub fn shared() -> Done {
         let source = place.directory("source")?;
         make_file(&source.join("file"), scaled(4 * GIB, 64 << 20), 1)?;
         let load = Load { source: &source, writers: 1, pause: Duration::from_millis(1) };
-        let mut freezes = Vec::new();
-        let mut own = || -> Done<f64> {
+        let freezes = RefCell::new(Vec::new());
+        let own = |manifest| -> Done<f64> {
             let to = place.destination()?;
-            let shared = || ours(&source, to.path()).share_blocks(true).start().and_then(Session::finish);
-            let took = load.during(|| {
-                Ok(seconds(|| shared().map(|report| freezes.push(report.freeze.as_secs_f64() * 1e3)))?)
-            });
-            Ok(took?.1)
+            let shared = || -> hotbackup::Result<()> {
+                let backup = ours(&source, to.path()).share_blocks(true).manifest(manifest);
+                let report = backup.start().and_then(Session::finish)?;
+                freezes.borrow_mut().push(report.freeze.as_secs_f64() * 1e3);
+                Ok(())
+            };
+            Ok(load.during(|| Ok(seconds(shared)?))?.1)
         };
         let mut reflink = || -> Done<f64> {
             let to = place.destination()?;
             let cp = || copy(&["cp", "-a", "--reflink=always"], &source, to.path());
             Ok(load.during(|| seconds(cp))?.1)
         };
-        let seen = interleave(&mut [&mut own, &mut reflink])?;
+        let seen = interleave(&mut [
+            &mut || own(ManifestPlace::FirstDestination),
+            &mut || own(ManifestPlace::None),
+            &mut reflink,
+        ])?;
         let what = format!("4 GiB file, 1,000 writes/s, {filesystem}");
-        let freezes = Figure::alone("shared", format!("freeze, {what}"), "ms", freezes.split_off(1));
+        // One turn of each does not count.
+        let freezes = Figure::alone("shared", format!("freeze, {what}"), "ms", freezes.take().split_off(2));
         note(freezes.target(Target::WorstAtMost(10.0)))?;
-        note(Figure::new("shared", what, "s", seen[0].clone(), ("cp -a --reflink; sync -f", &seen[1])))?;
+        let cp = ("cp -a --reflink; sync -f", &seen[2][..]);
+        note(Figure::new("shared", format!("{what}, without a manifest"), "s", seen[1].clone(), cp))?;
+        note(Figure::new("shared", what, "s", seen[0].clone(), cp))?;
     }
     Ok(())
 }
