@@ -129,12 +129,13 @@ impl Pace for Hurry<'_> {
     fn skipped(&mut self, _range: Range<u64>) {}
 }
 
-/// Lowers the bound on the lag by half of what was copied, down to where a cut is short.
+/// Lowers the bound on the lag by three quarters of what was copied, down to where a cut is short: so whoever writes without a pause
+/// adds a quarter of what is copied meanwhile. With half of it, converging takes half as long again.
 fn glide(copied: u64) {
     let floor = WATCH.lag_floor.load(Ordering::Relaxed);
     let bound = WATCH.lag_bound.load(Ordering::Relaxed);
     if floor != 0 && bound != u64::MAX && bound > floor {
-        WATCH.lag_bound.store(bound.saturating_sub(copied / 2).max(floor), Ordering::Relaxed);
+        WATCH.lag_bound.store(bound.saturating_sub(copied - copied / 4).max(floor), Ordering::Relaxed);
     }
 }
 

@@ -22,7 +22,7 @@ use crate::sys;
 use crate::tree::{Copy, NodeId};
 
 /// What may be left to copy when the gate closes, at first.
-pub(crate) const LITTLE: u64 = 4 << 20;
+pub(crate) const LITTLE: u64 = 2 << 20;
 /// How long the gate is closed at most, unless `max_stall` is less.
 const FREEZE: Duration = Duration::from_millis(500);
 /// Tries of the cut before the session fails.
