@@ -23,7 +23,7 @@ pub use posix::{asking, queueing, queueing_list, suspended};
 pub use uring::{leaving, submitting_prepared, submitting_prepared_and_waiting};
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering, fence};
 
 use crate::crossings;
 use crate::extents;
@@ -42,6 +42,8 @@ pub(crate) struct AsyncIo {
     /// need not be noted: it ends before anything is copied.
     taken_up: AtomicBool,
     untracked: AtomicU32,
+    /// When the session began, in nanoseconds since the epoch.
+    begun: AtomicI64,
     /// Counts the calls that met a ring which is not known, and those of them that the engine has looked it up for.
     asked: AtomicU32,
     answered: AtomicU32,
@@ -93,6 +95,7 @@ impl AsyncIo {
             rings: sys::mem::AtomicRef::none(),
             taken_up: AtomicBool::new(false),
             untracked: AtomicU32::new(0),
+            begun: AtomicI64::new(0),
             asked: AtomicU32::new(0),
             answered: AtomicU32::new(0),
         }
@@ -102,6 +105,7 @@ impl AsyncIo {
     pub(crate) fn reset(&self, pool: &sys::mem::Pool) -> bool {
         self.untracked.store(0, Ordering::Relaxed);
         self.taken_up.store(false, Ordering::Relaxed);
+        self.begun.store(sys::raw::realtime_ns(), Ordering::Relaxed);
         self.flights.store(pool.one::<Flights>(), Ordering::Release);
         self.rings.store(pool.one::<Rings>(), Ordering::Release);
         self.flights().is_some() && self.rings.load(Ordering::Relaxed).is_some()
@@ -147,10 +151,8 @@ impl AsyncIo {
 
 /// Marks what a write that has ended has changed, if the session watches the file.
 fn mark(target: &Target) {
-    if let Some(late) = target.late
-        && (late.fd < 0 || WATCH.endings_since(late.fd, late.endings) > 0)
-    {
-        WATCH.crossings.report_since(late.since, crossings::ANYWHERE | crossings::DATA);
+    if let Some(late) = target.late.filter(Late::may_be_another) {
+        WATCH.crossings.report_write_since(late.since);
     }
     if target.is_names() {
         return WATCH.crossings.report(crossings::ANYWHERE | crossings::NAMES | crossings::DATA);
@@ -224,22 +226,35 @@ impl Late {
     fn now(fd: RawFd) -> Late {
         Late { fd, endings: WATCH.endings(fd), since: sys::raw::realtime_ns() }
     }
+
+    /// Whether the kernel may have found another file than was looked up.
+    fn may_be_another(&self) -> bool {
+        self.fd < 0 || WATCH.endings_since(self.fd, self.endings) > 0
+    }
 }
 
-/// Makes a call that submits: `note` notes what it is about to submit, `taken` sees what became of it. `waiting` is called
-/// while the call waits at the gate, again and again if it says so.
+/// What a call that submits is about.
+struct Submission<B, N, W> {
+    ring: u64,
+    /// Says whether files are written that cannot be looked up.
+    is_blind: B,
+    /// Notes what is about to be submitted.
+    note: N,
+    /// Called while the call waits at the gate, again and again if it says so.
+    waiting: W,
+}
+
+/// Makes a call that submits; `taken` sees what became of it.
 #[inline(always)]
 fn submit<R>(
-    ring: u64,
-    note: impl FnOnce(State, &mut Noted),
-    waiting: impl Fn() -> bool,
+    what: Submission<impl Fn() -> bool, impl FnOnce(State, &mut Noted), impl Fn() -> bool>,
     real: impl FnOnce() -> R,
     taken: impl FnOnce(&R),
 ) -> R {
     let Some(slot) = registry::slot() else { return real() };
-    let inside = slot.enter(Word::ring(ring), gate::here());
+    let inside = slot.enter(Word::ring(what.ring), gate::here());
     match registry::gate() {
-        Some(gate) if gate.state() != State::Idle => captured(&inside, gate, note, waiting, real, taken),
+        Some(gate) if gate.state() != State::Idle => captured(&inside, gate, what, real, taken),
         _ => real(),
     }
 }
@@ -248,19 +263,17 @@ fn submit<R>(
 /// and returns what the `whole` call would have.
 #[inline(always)]
 fn submit_and_wait<R>(
-    ring: u64,
-    note: impl FnOnce(State, &mut Noted),
-    waiting: impl Fn() -> bool,
+    what: Submission<impl Fn() -> bool, impl FnOnce(State, &mut Noted), impl Fn() -> bool>,
     whole: impl FnOnce() -> R,
     first: impl FnOnce() -> R,
     taken: impl FnOnce(&R),
     wait: impl FnOnce(R) -> R,
 ) -> R {
     let Some(slot) = registry::slot() else { return whole() };
-    let inside = slot.enter(Word::ring(ring), gate::here());
+    let inside = slot.enter(Word::ring(what.ring), gate::here());
     match registry::gate() {
         Some(gate) if gate.state() != State::Idle => {
-            let submitted = captured(&inside, gate, note, waiting, first, taken);
+            let submitted = captured(&inside, gate, what, first, taken);
             if !inside.is_nested() {
                 inside.step_out();
             }
@@ -275,8 +288,7 @@ fn submit_and_wait<R>(
 fn captured<R>(
     inside: &Inside<'_>,
     gate: &Gate,
-    note: impl FnOnce(State, &mut Noted),
-    waiting: impl Fn() -> bool,
+    what: Submission<impl Fn() -> bool, impl FnOnce(State, &mut Noted), impl Fn() -> bool>,
     real: impl FnOnce() -> R,
     taken: impl FnOnce(&R),
 ) -> R {
@@ -284,13 +296,13 @@ fn captured<R>(
         inside.step_out();
         return real();
     }
-    let state = intercept::pass_the_gate(inside, gate, waiting);
+    let state = intercept::pass_the_gate_and_audit(inside, gate, what.waiting, what.is_blind);
     if state == State::Idle {
         return real();
     }
     let endings = WATCH.endings.read();
     let mut noted = Noted::default();
-    intercept::guarded(|| note(state, &mut noted));
+    intercept::guarded(|| (what.note)(state, &mut noted));
     let result = real();
     let _errno = sys::errno::Preserve::new();
     intercept::guarded(|| {

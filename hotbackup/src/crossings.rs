@@ -42,6 +42,9 @@ pub(crate) const DATA: u32 = 2;
 /// Nothing is known of the inode that a call has changed.
 pub(crate) const ANYWHERE: u32 = 4;
 
+/// It did so since the last quiet moment; else it is known since when.
+const RECENT: u32 = 8;
+
 /// Stamps of files lag behind the clock by a tick of at most 10 ms; a file is taken for new rather than for old.
 const TICKS: Duration = Duration::from_millis(100);
 
@@ -97,24 +100,31 @@ impl Crossings {
 
     /// Says that a call may have changed something that it did not mark.
     pub(crate) fn report(&self, what: u32) {
+        self.cross(what | RECENT);
+    }
+
+    fn cross(&self, what: u32) {
         self.crossed.fetch_or(what, Ordering::SeqCst);
         WATCH.marked.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The same of a change that went on behind its call, which began after `since`.
-    pub(crate) fn report_since(&self, since: i64, what: u32) {
+    /// Says that a write to a file that nobody knows has ended, which began after `since`.
+    pub(crate) fn report_write_since(&self, since: i64) {
         self.since.fetch_min(since, Ordering::SeqCst);
-        self.report(what);
+        self.cross(ANYWHERE | DATA);
     }
 
-    /// Everyone is outside, or has not begun.
     fn take(&self) -> Crossed {
         let what = self.crossed.swap(0, Ordering::SeqCst);
-        Crossed { what, since: self.since.swap(i64::MAX, Ordering::SeqCst) }
+        let since = self.since.swap(i64::MAX, Ordering::SeqCst);
+        // Who reports an end need not wait at the gate, and may be between its two words.
+        let unknown = if since == i64::MAX { 0 } else { ANYWHERE | DATA };
+        Crossed { what: what | unknown, since }
     }
 
     fn give_back(&self, crossed: Crossed) {
-        self.report_since(crossed.since, crossed.what);
+        self.since.fetch_min(crossed.since, Ordering::SeqCst);
+        self.cross(crossed.what);
     }
 
     /// Whether there was such a call since the engine last dealt with them.
@@ -171,7 +181,7 @@ impl Engine<'_> {
         }
         // What was missed before this moment was missed since the last one.
         if prove_again()? {
-            crossed.what |= NAMES | DATA | ANYWHERE;
+            crossed.what |= NAMES | DATA | ANYWHERE | RECENT;
         }
         if let Err(trouble) = self.mark_crossed(crossed) {
             WATCH.crossings.give_back(crossed);
@@ -231,9 +241,10 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Whether an inode with this time may have been changed since the last quiet moment, or since such a change began.
+    /// Whether an inode with this time may have been changed since the last quiet moment, or since such a write began.
     fn is_new(&self, ctime: i64, crossed: Crossed) -> bool {
-        ctime >= self.quiet.at_ns.min(crossed.since) - TICKS.as_nanos() as i64
+        let recent = if crossed.what & RECENT != 0 { self.quiet.at_ns } else { i64::MAX };
+        ctime >= recent.min(crossed.since).saturating_sub(TICKS.as_nanos() as i64)
     }
 
     /// Looks at the times of every inode, and marks those that may have been changed since the last quiet moment. Inodes

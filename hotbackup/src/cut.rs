@@ -276,6 +276,10 @@ impl Engine<'_> {
     /// Closes the gate, copies what is left, opens it. Returns the instant and how long the gate was closed.
     fn try_cut(&mut self, little: u64) -> Result<(SystemTime, Duration), Trouble> {
         self.uncross()?;
+        if WATCH.ledger.lag() > little && WATCH.lag_floor.load(Ordering::Relaxed) != 0 {
+            // Nobody is to wait at once for all that was marked just now.
+            self.bound_lag(little);
+        }
         self.converge(little)?;
         self.make_room();
         let begun = Instant::now();

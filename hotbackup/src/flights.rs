@@ -85,6 +85,11 @@ impl Target {
     fn writes(&self) -> bool {
         self.is_file() || self.ino != Target::NOTHING.ino
     }
+
+    /// Whether it is no file, but may turn out to be one.
+    fn is_unsure(&self) -> bool {
+        !self.writes() && self.late.is_some()
+    }
 }
 
 zeroed! {
@@ -151,6 +156,8 @@ zeroed! {
     /// The table.
     pub(crate) struct Flights {
         flying: AtomicU64,
+        /// Those that are not waited for and may turn out to write to a file.
+        unsure: AtomicU64,
         places: [Place; PLACES],
     }
 }
@@ -171,7 +178,7 @@ impl Flights {
             endings: word(),
             since: word(),
         };
-        Flights { flying: word(), places: std::array::from_fn(place) }
+        Flights { flying: word(), unsure: word(), places: std::array::from_fn(place) }
     }
 
     /// Notes a request. False if there is no room.
@@ -183,9 +190,7 @@ impl Flights {
             [FREE, LANDED].into_iter().flat_map(|state| self.window(name).map(move |place| (place, state)));
         let Some((place, _)) = free.find(|(place, state)| place.turns(*state, TAKEN)) else { return false };
         place.fill(name, target);
-        if target.writes() {
-            self.flying.fetch_add(1, Ordering::SeqCst);
-        }
+        self.counter(&target).map(|counter| counter.fetch_add(1, Ordering::SeqCst));
         place.state.store(FLYING, Ordering::SeqCst);
         true
     }
@@ -252,10 +257,29 @@ impl Flights {
 
     /// What was marked is not waited for any more.
     fn take_off(&self, place: &Place, from: u32, to: u32) {
-        let writes = place.target().writes();
-        if place.turns(from, to) && writes {
-            self.flying.fetch_sub(1, Ordering::SeqCst);
+        let target = place.target();
+        if place.turns(from, to) {
+            self.counter(&target).map(|counter| counter.fetch_sub(1, Ordering::SeqCst));
         }
+    }
+
+    fn counter(&self, target: &Target) -> Option<&AtomicU64> {
+        match target.writes() {
+            true => Some(&self.flying),
+            false => target.is_unsure().then_some(&self.unsure),
+        }
+    }
+
+    /// Whether one that has not ended is no file for all that is known, but `may_be` one.
+    pub(crate) fn any_unsure(&self, may_be: impl Fn(&Late) -> bool) -> bool {
+        let is_it = |place: &&Place| matches!(place.state.load(Ordering::SeqCst), FLYING | SPENT);
+        let may_be = |target: Target| target.is_unsure() && target.late.as_ref().is_some_and(&may_be);
+        self.has_unsure() && self.places.iter().filter(is_it).any(|place| may_be(place.target()))
+    }
+
+    /// Whether any is no file for all that is known, but may be one yet.
+    pub(crate) fn has_unsure(&self) -> bool {
+        self.unsure.load(Ordering::SeqCst) > 0
     }
 
     /// Whether no write is known that may not have ended.
@@ -375,6 +399,14 @@ mod tests {
             assert!(table.land(name(1), true, |target| seen.set(Some(*target))) && table.none_flies());
             assert_eq!(seen.take(), Some(target));
         }
+        assert!(
+            !table.has_unsure() && table.note(name(1), socket) && table.any_unsure(|late| late.endings == 3)
+        );
+        assert!(
+            !table.any_unsure(|late| late.endings == 4)
+                && table.land(name(1), true, ignore)
+                && !table.has_unsure()
+        );
         let some = Target::some_file(Late { fd: -1, endings: 0, since: 5 });
         assert!(table.note(name(1), some) && !table.none_flies(), "the cut waits for it");
     }

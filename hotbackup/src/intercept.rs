@@ -223,9 +223,51 @@ pub(crate) fn pass_the_gate(inside: &Inside<'_>, gate: &Gate, waiting: impl Fn()
     state
 }
 
+/// A call that waits for the end of an audit, since what it changes cannot be audited before. The audit is short: the call comes
+/// behind it.
+#[derive(Default)]
+struct BehindAudit {
+    begun: Option<u64>,
+}
+
+impl BehindAudit {
+    /// Whether it has to wait in this state.
+    fn has_to_wait(&mut self, inside: &Inside<'_>, state: State) -> bool {
+        if state != State::Audit || inside.is_nested() {
+            return false;
+        }
+        let now = sys::raw::monotonic_ns();
+        let waited = now.saturating_sub(*self.begun.get_or_insert(now));
+        waited < WATCH.max_stall_ns.load(Ordering::Relaxed)
+    }
+
+    fn wait(inside: &Inside<'_>) {
+        inside.step_out();
+        sys::thread::nap(Duration::from_micros(200));
+        inside.step_in();
+    }
+}
+
+/// The same as [`pass_the_gate`] for a call that comes behind the audit if it `is_blind`.
+pub(crate) fn pass_the_gate_and_audit(
+    inside: &Inside<'_>,
+    gate: &Gate,
+    waiting: impl Fn() -> bool,
+    is_blind: impl Fn() -> bool,
+) -> State {
+    let mut behind = BehindAudit::default();
+    loop {
+        let state = pass_the_gate(inside, gate, &waiting);
+        if !behind.has_to_wait(inside, state) || !is_blind() {
+            return state;
+        }
+        BehindAudit::wait(inside);
+    }
+}
+
 /// Waits at the closed gate, then finds out what the call is about. `None` if the session has ended.
 fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pending> {
-    let mut begun = None;
+    let mut behind = BehindAudit::default();
     loop {
         let state = pass_the_gate(inside, gate, || false);
         if state == State::Idle {
@@ -233,19 +275,11 @@ fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pen
         }
         let pending =
             guarded(|| Pending::look(inside, change, state)).unwrap_or_else(|| Pending::blind(change));
-        if state != State::Audit || !pending.is_blind() || inside.is_nested() {
+        if !pending.is_blind() || !behind.has_to_wait(inside, state) {
             return Some(pending);
         }
-        let now = sys::raw::monotonic_ns();
-        let waited = now.saturating_sub(*begun.get_or_insert(now));
-        if waited >= WATCH.max_stall_ns.load(Ordering::Relaxed) {
-            return Some(pending);
-        }
-        // What it changes cannot be audited before. The audit is short: the call comes behind it.
         pending.forget();
-        inside.step_out();
-        sys::thread::nap(Duration::from_micros(200));
-        inside.step_in();
+        BehindAudit::wait(inside);
     }
 }
 

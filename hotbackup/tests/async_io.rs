@@ -285,6 +285,35 @@ fn a_linked_write_is_captured_in_the_file_that_it_hits_in_the_end() {
 #[test]
 fn a_write_to_a_registered_file_is_captured() {
     is_copied_in_the_first_cut("async_io, registered", |[first, _]| {
-        uring::write_registered(first.as_raw_fd(), b"late");
+        uring::write_registered(first.as_raw_fd(), b"late", || true);
     });
+}
+
+/// Nobody can audit a file that is not known before a call changes it behind the cut: the call comes behind the audit.
+#[test]
+fn writes_to_a_registered_file_without_a_pause_are_not_taken_for_unseen_changes() {
+    if !uring::is_there() {
+        return;
+    }
+    let _alone = common::alone();
+    let place = common::Place::new(Scratch::new(false), "async_io, registered, without a pause");
+    // The audit comes to it last.
+    let path = place.source.join("directory/file");
+    std::fs::create_dir(place.source.join("directory")).expect("a directory");
+    std::fs::write(&path, [0; BLOCK]).expect("a file");
+    for other in 0..2000 {
+        std::fs::write(place.source.join(other.to_string()), b"for the audit to look at").expect("a file");
+    }
+    let file = OpenOptions::new().write(true).open(&path).expect("the file");
+    let stop = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            uring::write_registered(file.as_raw_fd(), b"again and again", || stop.load(Ordering::Relaxed))
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        let outcome = place.backup().start().and_then(hotbackup::Session::finish);
+        stop.store(true, Ordering::Relaxed);
+        outcome.expect("the backup")
+    });
+    assert!(report.unseen.is_empty() && report.cut_attempts == 1, "{report:?}");
 }

@@ -6,7 +6,7 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Noted, Request, Untracked, Where, bytes, ended, mark, submit, untracked};
+use super::{Noted, Request, Submission, Untracked, Where, bytes, ended, mark, submit, untracked};
 use crate::flights::{Name, Target};
 use crate::gate::State;
 use crate::intercept;
@@ -41,7 +41,7 @@ pub fn submitting<R>(
         |state, noted: &mut Noted| batch.note(state, noted),
         |result: &R| batch.forget_from(submitted(result)),
     );
-    submit(ring, note, || false, real, taken)
+    submit(Submission { ring, is_blind: || false, note, waiting: || false }, real, taken)
 }
 
 /// Makes the call `real`, which tells the program of requests of the ring `ring` that have ended (io_getevents(2)); `events`

@@ -11,7 +11,7 @@ use super::{REASONS, Untracked, aio, mark, posix, untracked};
 use crate::conductor::{Engine, Trouble};
 use crate::direct::host_table;
 use crate::error::{Error, Result};
-use crate::flights::Flights;
+use crate::flights::{Flights, Late};
 use crate::gate::{self, State};
 use crate::registry::{self, WATCH};
 use crate::suspects;
@@ -239,7 +239,12 @@ impl Engine<'_> {
         let mut all = true;
         loop {
             let flights = WATCH.async_io.flights();
-            let ended = flights.is_none_or(Flights::none_flies);
+            if posix::is_used() {
+                flights.filter(|flights| flights.has_unsure()).into_iter().for_each(posix::look);
+            }
+            // What was no file when it was submitted, and may be one now, is waited for as well.
+            let is_sure = |flights: &Flights| !flights.any_unsure(Late::may_be_another);
+            let ended = flights.is_none_or(|flights| flights.none_flies() && is_sure(flights));
             for ring in WATCH.async_io.rings() {
                 match ring.kind() {
                     rings::AIO => aio::look(ring.address(), all || ended),

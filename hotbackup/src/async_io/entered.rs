@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::rings::{self, Ring};
-use super::uring::{self, Noting, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, look, look_at, read};
-use super::{Noted, Untracked, bytes, ended, submit_and_wait, untracked};
-use crate::crossings;
+use super::uring::{
+    self, Noting, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, is_of_registered, look, look_at, read,
+};
+use super::{Noted, Submission, Untracked, bytes, ended, submit_and_wait, untracked};
 use crate::flights::Name;
 use crate::gate::{self, State};
 use crate::intercept;
@@ -104,7 +105,9 @@ pub fn entering<R>(
     };
     let note = |state, noted: &mut Noted| claimed.set(call.note(state, noted));
     let taken = |_: &R| claimed.get().into_iter().for_each(|(ring, to)| call.forget_from(ring, to));
-    submit_and_wait(call.fd.cast_unsigned().into(), note, || call.defers_no_more(), whole, first, taken, wait)
+    let (ring, is_blind) = (call.fd.cast_unsigned().into(), || call.is_blind());
+    let submission = Submission { ring, is_blind, note, waiting: || call.defers_no_more() };
+    submit_and_wait(submission, whole, first, taken, wait)
 }
 
 /// Makes the call `real`, after which other files may be registered with a ring (io_uring_register(2)).
@@ -147,7 +150,7 @@ fn see_last_of(ring: &Ring) {
     if WATCH.async_io.is_taken_up() {
         if !look(ring) {
             // It may have been unmapped long ago. If it was not, whatever it has written by now is found by its times.
-            WATCH.crossings.report(crossings::ANYWHERE | crossings::DATA);
+            WATCH.crossings.report_write_since(WATCH.async_io.begun.load(Ordering::Relaxed));
         }
         ring.leave();
     }
@@ -193,6 +196,20 @@ impl Entry {
         defers && enter_ring(self.fd, 0, 0, flags, 0, 0).is_ok()
     }
 
+    /// Whether a file is written by what is about to be submitted that cannot be looked up.
+    fn is_blind(&self) -> bool {
+        let Some((ring, flags)) = self.ring().zip(flags_of(self.fd)) else { return false };
+        let Some((head, to)) = self.range(ring) else { return false };
+        requests(ring, flags, head, to).any(|text| text.flatten().is_some_and(|text| is_of_registered(&text)))
+    }
+
+    /// The submissions that the kernel may take in this call.
+    fn range(&self, ring: &Ring) -> Option<(u32, u32)> {
+        let head = read(ring.sq_head.load(Ordering::Relaxed))?;
+        let tail = read(ring.sq_tail.load(Ordering::Relaxed))?;
+        Some((head, head.wrapping_add(self.to_submit.min(tail.wrapping_sub(head)))))
+    }
+
     /// Notes the requests that the call is about to submit. Returns the ring and how far its submissions are noted then.
     fn note(&self, state: State, noted: &mut Noted) -> Option<(&'static Ring, u32)> {
         if !WATCH.async_io.is_taken_up() {
@@ -232,9 +249,7 @@ impl Entry {
 
     /// Which submissions are noted by this call: those that the kernel may take in it and that are not noted yet.
     fn claim(&self, ring: &Ring) -> Option<(u32, u32)> {
-        let head = read(ring.sq_head.load(Ordering::Relaxed))?;
-        let tail = read(ring.sq_tail.load(Ordering::Relaxed))?;
-        let to = head.wrapping_add(self.to_submit.min(tail.wrapping_sub(head)));
+        let (_, to) = self.range(ring)?;
         let mut from = ring.expected.load(Ordering::SeqCst);
         loop {
             if is_not_behind(from, to) {

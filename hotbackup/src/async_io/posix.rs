@@ -7,7 +7,7 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Noted, Request, Untracked, Where, aio, bytes, ended, mark, submit, untracked};
+use super::{Noted, Request, Submission, Untracked, Where, aio, bytes, ended, mark, submit, untracked};
 use crate::flights::{Flights, Name};
 use crate::gate::State;
 use crate::intercept;
@@ -69,7 +69,7 @@ pub fn queueing<R>(request: u64, real: impl FnOnce() -> R, queued: impl FnOnce(&
             WATCH.async_io.flights().into_iter().for_each(|flights| flights.forget(name, mark));
         }
     };
-    submit(RING, note, || false, real, taken)
+    submit(submission(note), real, taken)
 }
 
 /// Makes the call `real`, which does so with every control block of an array of `count` pointers to them, at the address
@@ -81,7 +81,7 @@ pub fn queueing_list<R>(requests: u64, count: usize, real: impl FnOnce() -> R) -
         || (0..count).map_while(move |index| aio::address(requests, index)).filter(|&request| request != 0);
     let note = |state, _: &mut Noted| each().for_each(|request| note(request, false, state));
     // What was not queued has ended by what its control block says.
-    submit(RING, note, || false, real, |_| each().for_each(|request| told(request, false)))
+    submit(submission(note), real, |_| each().for_each(|request| told(request, false)))
 }
 
 /// Makes the call `real`, which tells the program whether the request at this address has ended (aio_error(3)) or, with
@@ -106,6 +106,10 @@ pub fn suspended<R>(requests: u64, count: usize, real: impl FnOnce() -> R) -> R 
         });
     }
     result
+}
+
+fn submission<N>(note: N) -> Submission<impl Fn() -> bool, N, impl Fn() -> bool> {
+    Submission { ring: RING, is_blind: || false, note, waiting: || false }
 }
 
 /// Notes a request that is about to be queued. What cannot be read faults in the C library too.

@@ -11,7 +11,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use super::rings::{self, Ring};
-use super::{Noted, Request, Untracked, Where, aio, bytes, mark, submit, submit_and_wait, untracked};
+use super::{
+    Noted, Request, Submission, Untracked, Where, aio, bytes, mark, submit, submit_and_wait, untracked,
+};
 use crate::crossings;
 use crate::flights::{Late, Name, Target};
 use crate::gate::State;
@@ -50,7 +52,8 @@ const MORE_TO_COME: u32 = 1 << 1;
 /// For hooks. Returns what `real` returned, with errno as it left it.
 #[inline(always)]
 pub fn submitting_prepared<R>(handle: u64, real: impl FnOnce() -> R) -> R {
-    submit(handle, |state, noted| note_prepared(handle, state, noted), || defer_no_more(handle), real, |_| {})
+    let note = |state, noted: &mut Noted| note_prepared(handle, state, noted);
+    submit(submission(handle, note), real, |_| {})
 }
 
 /// Makes the call `real`, which does so and then waits for `least` ends, for as long as it likes (io_uring_submit_and_wait(3)).
@@ -89,7 +92,7 @@ pub fn submitting_prepared_and_waiting(
         },
         _ => submitted,
     };
-    submit_and_wait(handle, note, || defer_no_more(handle), whole, first, |_| {}, wait)
+    submit_and_wait(submission(handle, note), whole, first, |_| {}, wait)
 }
 
 /// Makes the call `real`, which gives back the ring of io_uring that liburing's handle at the address `handle` is of
@@ -105,7 +108,7 @@ pub fn leaving<R>(handle: u64, real: impl FnOnce() -> R) -> R {
             ring.set_kind(rings::GONE);
         }
     };
-    submit(handle, note, || false, real, |_| {})
+    submit(Submission { ring: handle, is_blind: || false, note, waiting: || false }, real, |_| {})
 }
 
 fn note_prepared(handle: u64, state: State, noted: &mut Noted) {
@@ -117,6 +120,22 @@ fn note_prepared(handle: u64, state: State, noted: &mut Noted) {
         Some(ring) => handle.note(ring, state, noted),
         None => untracked(Untracked::Unreadable),
     }
+}
+
+fn submission<N>(handle: u64, note: N) -> Submission<impl Fn() -> bool, N, impl Fn() -> bool> {
+    let (is_blind, waiting) = (move || is_blind(handle), move || defer_no_more(handle));
+    Submission { ring: handle, is_blind, note, waiting }
+}
+
+/// Whether a file is written by what is prepared that cannot be looked up.
+fn is_blind(handle: u64) -> bool {
+    let handle = Handle::read(handle);
+    handle.is_some_and(|handle| handle.prepared().flatten().any(|text| is_of_registered(&text)))
+}
+
+/// Whether a request writes to a registered file.
+pub(super) fn is_of_registered(text: &[u8; REQUEST_SIZE]) -> bool {
+    text[1] & FIXED_FILE != 0 && matches!(meaning(text), Meaning::Write(_))
 }
 
 /// What has ended in a ring that waits to be asked is told, so that a thread that waits at the gate holds no end back. False for
@@ -235,19 +254,32 @@ impl Handle {
         Some(ring)
     }
 
+    /// The requests that are about to be published; the last is `None` if it cannot be read.
+    fn prepared(&self) -> impl Iterator<Item = Option<[u8; REQUEST_SIZE]>> {
+        let mask = read(self.sq_mask);
+        let size = REQUEST_SIZE as u64 * if self.flags & SETUP_SQE128 != 0 { 2 } else { 1 };
+        let (requests, head) = (self.requests, self.head);
+        let mut is_readable = true;
+        (0..self.tail.wrapping_sub(head)).map_while(move |count| {
+            let read = || {
+                let at = requests + u64::from(head.wrapping_add(count) & mask?) * size;
+                let mut text = [0; REQUEST_SIZE];
+                sys::raw::read_memory(at, &mut text).ok().map(|()| text)
+            };
+            is_readable.then(|| {
+                let text = read();
+                is_readable = text.is_some();
+                text
+            })
+        })
+    }
+
     /// Notes every request that is about to be published.
     pub(super) fn note(&self, ring: &Ring, state: State, noted: &mut Noted) {
-        let Some(mask) = read(self.sq_mask) else { return untracked(Untracked::Unreadable) };
-        let size = REQUEST_SIZE as u64 * if self.flags & SETUP_SQE128 != 0 { 2 } else { 1 };
-        let (mut index, mut noting) = (self.head, Noting::of(ring, self.flags & SETUP_SQPOLL != 0));
-        while index != self.tail {
-            let mut text = [0; REQUEST_SIZE];
-            let at = self.requests + u64::from(index & mask) * size;
-            if sys::raw::read_memory(at, &mut text).is_err() {
-                return untracked(Untracked::Unreadable);
-            }
+        let mut noting = Noting::of(ring, self.flags & SETUP_SQPOLL != 0);
+        for text in self.prepared() {
+            let Some(text) = text else { return untracked(Untracked::Unreadable) };
             noting.note(&text, state, noted);
-            index = index.wrapping_add(1);
         }
         ring.expected.store(self.tail, Ordering::Relaxed);
     }
@@ -275,9 +307,12 @@ impl<'a> Noting<'a> {
         if flags & DRAIN != 0 {
             self.ring.drains.store(1, Ordering::Relaxed);
         }
-        // The kernel looks the file up when it comes to the request, which may be behind the call then.
+        // The kernel looks the file up when it comes to the request. It may leave that to another thread for these; the first of a
+        // chain among them, if the chain is not closed or one of it drains, and what it never does at once: FALLOCATE, SPLICE,
+        // FSETXATTR and FTRUNCATE.
         let drains = self.ring.drains.load(Ordering::Relaxed) != 0;
-        let is_late = self.is_polled || self.follows || drains || flags & ASYNC != 0;
+        let waits = self.follows || drains || flags & (LINK | ASYNC) != 0;
+        let is_late = self.is_polled || waits || matches!(text[0], 17 | 30 | 41 | 55);
         self.follows = flags & LINK != 0;
         let target = match meaning(text) {
             Meaning::Unknown => return untracked(Untracked::Request),
@@ -494,10 +529,13 @@ impl Places {
 
 /// Whether all that was submitted to the ring has ended; if so, what comes from now on is followed. Nobody may submit meanwhile.
 pub(super) fn is_quiet(ring: &Ring) -> bool {
+    let [published, taken, ended] =
+        [&ring.sq_tail, &ring.sq_head, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
     // What is published and not taken is submitted by who waits at the gate, and read then; or a thread of the kernel's is about
     // to take it.
-    let begun = if ring.may_be_polled.load(Ordering::Relaxed) != 0 { &ring.sq_tail } else { &ring.sq_head };
-    let [taken, ended] = [begun, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
+    if ring.may_be_polled.load(Ordering::Relaxed) != 0 && published != taken {
+        return false;
+    }
     let is_quiet = taken.zip(ended).is_some_and(|(taken, ended)| match taken.wrapping_sub(ended) {
         0 => true,
         // What waits for a socket or a pipe writes to no file.

@@ -305,14 +305,20 @@ impl Drop for ByHand {
     }
 }
 
-/// Writes `data` to the file's beginning, as that is registered with a ring of its own.
-pub fn write_registered(fd: RawFd, data: &[u8]) {
+/// Writes `data` to the file's beginning, as that is registered with a ring, again and again until `has_enough`.
+pub fn write_registered(fd: RawFd, data: &[u8], has_enough: impl Fn() -> bool) {
     let mut ring = Uring::new(0).expect("a ring");
     ring.register(REGISTER_FILES, &[fd]);
     let (address, len) = (data.as_ptr() as u64, data.len() as u32);
-    ring.prepare(Request { opcode: WRITE, flags: FIXED_FILE, fd: 0, address, len, ..Request::default() });
-    ring.enter(1);
-    assert_eq!(ring.end(), Some((0, len.cast_signed())));
+    let request = Request { opcode: WRITE, flags: FIXED_FILE, fd: 0, address, len, ..Request::default() };
+    loop {
+        ring.prepare(request);
+        ring.enter(1);
+        assert_eq!(ring.end(), Some((0, len.cast_signed())));
+        if has_enough() {
+            return;
+        }
+    }
 }
 
 /// Submits a write of `data` to the beginning of the file `fd` that waits until something can be read from `pipe`, does `meanwhile`,
