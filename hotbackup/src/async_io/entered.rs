@@ -132,7 +132,10 @@ pub fn unmapping<R>(address: usize, len: usize, real: impl FnOnce() -> R) -> R {
     let addresses = address as u64..(address as u64).saturating_add(len as u64);
     each_ring_at(&addresses, see_last_of);
     let result = real();
-    each_ring_at(&addresses, |ring| uring::let_go(ring, Ring::is_leaving));
+    // Another ring may be at the address by now: what of this one still flew was seen before.
+    each_ring_at(&addresses, |ring| {
+        ring.let_go(Ring::is_leaving);
+    });
     result
 }
 
@@ -151,6 +154,9 @@ fn see_last_of(ring: &Ring) {
         if !look(ring) {
             // It may have been unmapped long ago. If it was not, whatever it has written by now is found by its times.
             WATCH.crossings.report_write_since(WATCH.async_io.begun.load(Ordering::Relaxed));
+        }
+        if !uring::has_landed(ring) {
+            untracked(Untracked::Unreadable);
         }
         ring.leave();
     }

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::rings::{self, Ring};
 use super::{
@@ -430,10 +431,22 @@ fn lose(ring: &Ring, why: Untracked) {
     }
 }
 
+/// Whether all that was submitted to a ring has been seen to end. Another thread may have taken an end to land it, and may have been
+/// interrupted before it did.
+pub(super) fn has_landed(ring: &Ring) -> bool {
+    const LOOKS: u32 = 1000;
+    let Some(flights) = WATCH.async_io.flights() else { return true };
+    (0..LOOKS).any(|look| {
+        if look > 0 {
+            sys::thread::nap(Duration::from_micros(100));
+        }
+        !flights.any_flies(ring.name())
+    })
+}
+
 /// Lets go of a ring that `is_gone` still: all that was submitted to it has to have been seen to end.
 pub(super) fn let_go(ring: &Ring, is_gone: impl Fn(&Ring) -> bool) {
-    if ring.let_go(is_gone) && WATCH.async_io.flights().is_some_and(|flights| flights.any_flies(ring.name()))
-    {
+    if ring.let_go(is_gone) && !has_landed(ring) {
         untracked(Untracked::Unreadable);
     }
 }
