@@ -59,8 +59,8 @@ pub(crate) struct Crossings {
     notes: AtomicRef<Notes>,
     next: AtomicUsize,
     crossed: AtomicU32,
-    /// When the first of the changes may have begun that ended since the engine last dealt with them, in nanoseconds since the
-    /// epoch, if that was before the last quiet moment; `i64::MAX` if none did.
+    /// When the first of the writes to unknown files began that have ended since the engine last dealt with them, in nanoseconds
+    /// since the epoch; `i64::MAX` if there were none.
     since: AtomicI64,
 }
 

@@ -244,12 +244,17 @@ impl Engine<'_> {
     /// Marks what was stored to mapped files; whether that is more than can be left to the freeze.
     fn owes_stores(&mut self, little: u64) -> Result<bool, Trouble> {
         self.mark_stores()?;
+        Ok(self.owes_more(little))
+    }
+
+    /// Whether more is owed than can be left to the freeze, by what the engine itself has marked just now: whoever makes a captured
+    /// call is not to wait for all of that at once.
+    fn owes_more(&self, little: u64) -> bool {
         let owes = WATCH.ledger.lag() > little;
         if owes && WATCH.lag_floor.load(Ordering::Relaxed) != 0 {
-            // Whoever makes a captured call is not to wait for what others have stored.
             self.bound_lag(little);
         }
-        Ok(owes)
+        owes
     }
 
     /// Whether the files that wait to be copied can be left to the freeze, because they are part of the lag.
@@ -276,10 +281,7 @@ impl Engine<'_> {
     /// Closes the gate, copies what is left, opens it. Returns the instant and how long the gate was closed.
     fn try_cut(&mut self, little: u64) -> Result<(SystemTime, Duration), Trouble> {
         self.uncross()?;
-        if WATCH.ledger.lag() > little && WATCH.lag_floor.load(Ordering::Relaxed) != 0 {
-            // Nobody is to wait at once for all that was marked just now.
-            self.bound_lag(little);
-        }
+        self.owes_more(little);
         self.converge(little)?;
         self.make_room();
         let begun = Instant::now();

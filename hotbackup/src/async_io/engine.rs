@@ -152,11 +152,13 @@ impl Engine<'_> {
         for quieting in 0..QUIETINGS {
             // Most of it is done before anybody has to wait.
             take_up_used_rings(places);
-            for ring in urings() {
-                let descriptor = descriptor_of(ring.inode.load(Ordering::Relaxed));
+            let descriptors: Vec<_> =
+                urings().map(|ring| (ring, descriptor_of(ring.inode.load(Ordering::Relaxed)))).collect();
+            // One that is made from here on has no descriptor that is known.
+            let are_polled = has_polling_threads();
+            for (ring, descriptor) in descriptors {
                 ring.descriptor.store(descriptor.map_or(0, |fd| fd + 1), Ordering::Relaxed);
-                // One that is made from here on has no descriptor that is known.
-                let may_be_polled = descriptor.is_none_or(has_thread) || has_polling_threads();
+                let may_be_polled = are_polled || descriptor.is_none_or(has_thread);
                 ring.may_be_polled.store(may_be_polled.into(), Ordering::Relaxed);
             }
             if self.quiet_rings(places, QUIETING * (1 << quieting)) {
@@ -239,8 +241,9 @@ impl Engine<'_> {
         let mut all = true;
         loop {
             let flights = WATCH.async_io.flights();
+            let may_fly = |flights: &&Flights| !flights.none_flies() || flights.has_unsure();
             if posix::is_used() {
-                flights.filter(|flights| flights.has_unsure()).into_iter().for_each(posix::look);
+                flights.filter(may_fly).into_iter().for_each(posix::look);
             }
             // What was no file when it was submitted, and may be one now, is waited for as well.
             let is_sure = |flights: &Flights| !flights.any_unsure(Late::may_be_another);
@@ -258,7 +261,6 @@ impl Engine<'_> {
             if ended {
                 return Ok(());
             }
-            flights.filter(|_| posix::is_used()).into_iter().for_each(posix::look);
             all = false;
             if sys::raw::monotonic_ns() >= self.deadline_ns {
                 return Err(Trouble::Void("an asynchronous write did not end in time"));

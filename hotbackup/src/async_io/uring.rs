@@ -130,8 +130,9 @@ fn submission<N>(handle: u64, note: N) -> Submission<impl Fn() -> bool, N, impl 
 
 /// Whether a file is written by what is prepared that cannot be looked up.
 fn is_blind(handle: u64) -> bool {
-    let handle = Handle::read(handle);
-    handle.is_some_and(|handle| handle.prepared().flatten().any(|text| is_of_registered(&text)))
+    let readable =
+        |handle: Handle| handle.prepared().map_while(|text| text).any(|text| is_of_registered(&text));
+    Handle::read(handle).is_some_and(readable)
 }
 
 /// Whether a request writes to a registered file.
@@ -255,23 +256,14 @@ impl Handle {
         Some(ring)
     }
 
-    /// The requests that are about to be published; the last is `None` if it cannot be read.
+    /// The requests that are about to be published, each as far as it can be read.
     fn prepared(&self) -> impl Iterator<Item = Option<[u8; REQUEST_SIZE]>> {
-        let mask = read(self.sq_mask);
+        let (mask, requests, head) = (read(self.sq_mask), self.requests, self.head);
         let size = REQUEST_SIZE as u64 * if self.flags & SETUP_SQE128 != 0 { 2 } else { 1 };
-        let (requests, head) = (self.requests, self.head);
-        let mut is_readable = true;
-        (0..self.tail.wrapping_sub(head)).map_while(move |count| {
-            let read = || {
-                let at = requests + u64::from(head.wrapping_add(count) & mask?) * size;
-                let mut text = [0; REQUEST_SIZE];
-                sys::raw::read_memory(at, &mut text).ok().map(|()| text)
-            };
-            is_readable.then(|| {
-                let text = read();
-                is_readable = text.is_some();
-                text
-            })
+        (0..self.tail.wrapping_sub(head)).map(move |count| {
+            let mut text = [0; REQUEST_SIZE];
+            let at = requests + u64::from(head.wrapping_add(count) & mask?) * size;
+            sys::raw::read_memory(at, &mut text).ok().map(|()| text)
         })
     }
 

@@ -137,7 +137,7 @@ impl Uring {
     /// Registers buffers, which have to outlive the ring, or files.
     fn register<T>(&self, what: u32, all: &[T]) {
         let (fd, at, count) = (self.fd, all.as_ptr(), all.len());
-        // SAFETY: the kernel reads as many of what it is told that they are.
+        // SAFETY: the kernel reads `count` of what `what` names, which both callers pass; buffers outlive the ring.
         let call = || unsafe { libc::syscall(libc::SYS_io_uring_register, fd, what, at, count) };
         assert_eq!(intercept::registering(call), 0, "buffers and files can be registered");
     }
