@@ -245,11 +245,11 @@ impl Engine<'_> {
         Ok(Some(by))
     }
 
+    /// Notes a file that something unseen has changed; the one that did last stands last.
     fn note_unseen(&mut self, id: NodeId) {
         let path = self.path_of(id, Side::Source);
-        if !self.unseen.contains(&path) {
-            self.unseen.push(path);
-        }
+        self.unseen.retain(|noted| *noted != path);
+        self.unseen.push(path);
     }
 
     /// Takes the copy of a file as it is from now on, and says so.

@@ -56,6 +56,8 @@ impl Engine<'_> {
     fn cut_until_right(&mut self) -> Result<Cut> {
         let mut little = LITTLE;
         let mut reason = String::new();
+        // Whether the last try failed because of a file that something unseen changes.
+        let mut is_of_file = false;
         // Tries behind which a change was found that nobody saw, and in which a file did not keep still.
         let (mut caught, mut unsteady) = (0, 0);
         for attempts in 1..=ATTEMPTS {
@@ -68,6 +70,7 @@ impl Engine<'_> {
                     let missed = intercept::prove_again()?;
                     let is_right = unseen.is_empty() && !self.fanotify.overflowed;
                     caught += u32::from(!is_right);
+                    is_of_file = !unseen.is_empty();
                     match if is_right { None } else { self.distrust(&unseen, caught)? } {
                         Some(why) => reason = why,
                         None if missed => {
@@ -86,10 +89,12 @@ impl Engine<'_> {
                 }
                 Err(trouble) => {
                     reason = self.describe(&trouble);
+                    is_of_file = false;
                     if let Trouble::Unsteady(id) | Trouble::Fault(id, Fault::Interrupted) = trouble
                         && self.tree.node(id).suspect
                     {
                         unsteady += 1;
+                        is_of_file = true;
                         self.give_way(id, unsteady)?;
                     }
                     self.give_time(self.held_up).map_err(|t| self.explain(t))?;
@@ -98,7 +103,11 @@ impl Engine<'_> {
             self.check().map_err(|t| self.explain(t))?;
             little = (little / 2).max(64 << 10);
         }
-        Err(self.no_cut(reason))
+        // The file that is to blame is named where it is known.
+        Err(match self.unseen.last().filter(|_| is_of_file) {
+            Some(path) => Error::Unseen { path: path.clone(), by: reason },
+            None => Error::NoCut { attempts: ATTEMPTS, reason },
+        })
     }
 
     /// Has calls wait while more than so much is owed that it would not become little: from what is owed now the bound
@@ -162,14 +171,6 @@ impl Engine<'_> {
             self.meet_rings();
         }
         Some(())
-    }
-
-    /// The files that are to blame are named where they are known.
-    fn no_cut(&self, reason: String) -> Error {
-        match self.unseen.last() {
-            Some(path) => Error::Unseen { path: path.clone(), by: reason },
-            None => Error::NoCut { attempts: ATTEMPTS, reason },
-        }
     }
 
     fn describe(&self, trouble: &Trouble) -> String {

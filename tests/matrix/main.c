@@ -299,7 +299,7 @@ static int judge(bool in_time) {
     /* A try of the cut may be given up; then a call that waited went on behind that, and was captured before the next one. */
     if (late && changed && !warnings[0] && (holds_it || strcmp(copy, at_first) == 0)) return say("waited", "");
     /* A freeze that is made long on purpose may be too long. */
-    bool no_cut = moment == FREEZE && status == HOTBACKUP_STATUS_NO_CUT;
+    bool no_cut = moment == FREEZE && (status == HOTBACKUP_STATUS_NO_CUT || strstr(error, "/ballast"));
     if (no_cut || (late && !holds_it)) return say("missed", error);
     if (status != HOTBACKUP_STATUS_OK) return say("refused", error);
     /* A try may be given up for a change that has begun, and the next one, before it is over, be the cut. */
