@@ -14,11 +14,13 @@ mod entered;
 mod examine;
 mod posix;
 mod rings;
+mod unfollowed;
 mod uring;
 
 pub use aio::{destroying, reaping, submitting};
 pub use entered::{Entry, entering, registering, set_up, unmapping};
 pub(crate) use examine::examine;
+pub(crate) use unfollowed::Unfollowed;
 pub use posix::{asking, queueing, queueing_list, suspended};
 pub use uring::{leaving, submitting_prepared, submitting_prepared_and_waiting};
 
@@ -42,6 +44,8 @@ pub(crate) struct AsyncIo {
     /// need not be noted: it ends before anything is copied.
     taken_up: AtomicBool,
     untracked: AtomicU32,
+    /// How many times a ring was found to be one that cannot be followed, or went after that.
+    given_up: AtomicU32,
     /// When the session began, in nanoseconds since the epoch.
     begun: AtomicI64,
     /// Counts the calls that met a ring which is not known, and those of them that the engine has looked it up for.
@@ -61,10 +65,11 @@ enum Untracked {
     Submission,
     Request,
     SetUp,
+    Unending,
 }
 
 /// The reasons, in the order of [`Untracked`].
-const REASONS: [&str; 8] = [
+const REASONS: [&str; 9] = [
     "more of them are under way, or more rings were used in the session, than there is room for",
     "a descriptor was closed while a write to it was being submitted",
     "a request or a ring could not be read",
@@ -73,6 +78,7 @@ const REASONS: [&str; 8] = [
     "requests were submitted to a ring of io_uring by a way that is not captured",
     "a request of io_uring is of a kind that cannot be captured",
     "requests were submitted to a ring of io_uring whose set-up was not seen",
+    "requests that were submitted to a ring of io_uring before the backup began do not end",
 ];
 
 /// The session cannot follow a write. The first reason counts.
@@ -95,6 +101,7 @@ impl AsyncIo {
             rings: sys::mem::AtomicRef::none(),
             taken_up: AtomicBool::new(false),
             untracked: AtomicU32::new(0),
+            given_up: AtomicU32::new(0),
             begun: AtomicI64::new(0),
             asked: AtomicU32::new(0),
             answered: AtomicU32::new(0),
@@ -104,6 +111,7 @@ impl AsyncIo {
     /// Readies everything for a new session; false without memory.
     pub(crate) fn reset(&self, pool: &sys::mem::Pool) -> bool {
         self.untracked.store(0, Ordering::Relaxed);
+        self.given_up.store(0, Ordering::Relaxed);
         self.taken_up.store(false, Ordering::Relaxed);
         self.begun.store(sys::raw::realtime_ns(), Ordering::Relaxed);
         self.flights.store(pool.one::<Flights>(), Ordering::Release);
@@ -118,6 +126,11 @@ impl AsyncIo {
 
     fn rings(&self) -> impl Iterator<Item = &'static Ring> {
         self.rings.load(Ordering::Acquire).into_iter().flat_map(Rings::all)
+    }
+
+    /// Whether the program has used rings of io_uring in this session, for all that is known.
+    pub(crate) fn has_urings(&self) -> bool {
+        self.rings().any(|ring| ring.kind() == rings::URING)
     }
 
     fn is_taken_up(&self) -> bool {

@@ -27,6 +27,7 @@ use crate::progress::Phase;
 use crate::registry::{self, WATCH};
 use crate::session::{Caller, Control, Request, full_path};
 use crate::streams::Look;
+use crate::async_io::Unfollowed;
 use crate::suspects::Fanotify;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
@@ -234,6 +235,7 @@ pub(crate) struct Engine<'c> {
     pub(crate) young: Vec<NodeId>,
     pub(crate) young_until: Instant,
     pub(crate) fanotify: Fanotify,
+    pub(crate) unfollowed: Unfollowed,
     pub(crate) look: Look,
     pub(crate) mappings: Mappings,
     /// When nobody was inside a captured call last.
@@ -311,6 +313,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         young: Vec::new(),
         young_until: begun,
         fanotify: Fanotify::watch(pairs.iter().map(|pair| pair.root.as_fd())),
+        unfollowed: Unfollowed::default(),
         look: Look::new(),
         mappings: Mappings::new(),
         table,

@@ -77,8 +77,12 @@ impl Engine<'_> {
                             reason =
                                 "libraries were loaded whose calls are not captured from the first on".into()
                         }
+                        None if self.missed_ring_files() => {
+                            reason = "a ring of io_uring turned out to be one that cannot be followed".into();
+                        }
                         None => {
                             self.ask_about_new()?;
+                            self.warn_of_rings();
                             return Ok(Cut { instant, freeze, attempts });
                         }
                     }
@@ -140,6 +144,7 @@ impl Engine<'_> {
         self.fanotify.overflowed = false;
         self.outgrow().and_then(|()| self.settle_rings()).map_err(|t| self.explain(t))?;
         self.look_for_rings()?;
+        self.rest_rings().map_err(|t| self.explain(t))?;
         intercept::prove_again()?;
         self.bound_lag(little);
         self.converge(little).map_err(|t| self.explain(t))?;
@@ -194,7 +199,7 @@ impl Engine<'_> {
             self.check().map_err(|t| self.explain(t))?;
             self.converge_once().map_err(|t| self.explain(t))?;
         }
-        self.converge(little).map_err(|t| self.explain(t))
+        self.rest_rings().and_then(|()| self.converge(little)).map_err(|t| self.explain(t))
     }
 
     /// Has files read again that had been changed by something unseen a moment before they were read: the bytes of such
@@ -361,7 +366,8 @@ impl Engine<'_> {
             index += 1;
         }
         self.settle_all()?;
-        self.settle_mapped()
+        self.settle_mapped()?;
+        self.copy_ring_files()
     }
 
     pub(crate) fn settle_all(&mut self) -> Result<(), Trouble> {
@@ -378,7 +384,7 @@ impl Engine<'_> {
     }
 
     /// Reads a file whole that may change without a trace, until two looks at it agree.
-    fn copy_suspect(&mut self, id: NodeId) -> Result<(), Trouble> {
+    pub(crate) fn copy_suspect(&mut self, id: NodeId) -> Result<(), Trouble> {
         let node = self.tree.node(id);
         if node.replaced || node.excluded || node.conceded || !node.is_file() {
             return Ok(());

@@ -3,7 +3,7 @@
 //! Looked for before each try of the cut and once more behind it. Such a file is copied whole in the freeze. Between
 //! two looks, fanotify tells which other process closed a file that it had open for writing, where it is permitted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +15,7 @@ use crate::backup::OnUnseenChange;
 use crate::beneath;
 use crate::conductor::Engine;
 use crate::copier::Side;
+use crate::direct::host_table;
 use crate::error::Result;
 use crate::extents::Marks;
 use crate::intercept::device;
@@ -161,7 +162,7 @@ pub(crate) fn each_writer<T>(
         for fd in numbers(&format!("/proc/{pid}/fd")) {
             let place = format!("/proc/{pid}/fd/{fd}");
             if let Some(file) = file_at(&place).and_then(|(dev, ino)| find(dev, ino))
-                && is_writable(pid, fd)
+                && is_writable(&format!("/proc/{pid}"), fd)
             {
                 found(file, Way::Process(pid), Some(OsStr::new(&place)));
             }
@@ -181,6 +182,16 @@ pub(crate) fn each_writer<T>(
             Ok::<(), Infallible>(())
         });
     }
+}
+
+/// The files that this process has open for writing, of those that `find` makes something of by device and inode.
+pub(crate) fn own_files<T>(find: impl Fn(u64, u64) -> Option<T>) -> Vec<T> {
+    let table = host_table();
+    let file = |fd: u32| {
+        let (dev, ino) = file_at(&format!("{table}/fd/{fd}"))?;
+        find(dev, ino).filter(|_| is_writable(&table, fd))
+    };
+    numbers(&format!("{table}/fd")).into_iter().filter_map(file).collect()
 }
 
 /// How many other processes do not show us what they have open.
@@ -211,8 +222,8 @@ pub(crate) fn flags_of_descriptor(table: &str, fd: u32) -> Option<u32> {
     u32::from_str_radix(flags.trim(), 8).ok()
 }
 
-fn is_writable(pid: u32, fd: u32) -> bool {
-    flags_of_descriptor(&format!("/proc/{pid}"), fd).is_none_or(|flags| {
+fn is_writable(table: &str, fd: u32) -> bool {
+    flags_of_descriptor(table, fd).is_none_or(|flags| {
         flags & libc::O_ACCMODE.cast_unsigned() != 0 && flags & libc::O_PATH.cast_unsigned() == 0
     })
 }
@@ -261,6 +272,8 @@ pub(crate) struct Fanotify {
     indexed: NodeId,
     /// Those told of and not dealt with yet, and by which process they were closed last.
     closed: HashMap<NodeId, u32>,
+    /// Those that this process has closed, since it was seen to use io_uring.
+    pub(crate) closed_by_us: HashSet<NodeId>,
     /// Events were lost.
     pub(crate) overflowed: bool,
 }
@@ -274,7 +287,7 @@ impl Fanotify {
                 FileHandle::of(root, c"").is_some() && sys::fanotify::watch(group.as_fd(), root).is_ok()
             })
         });
-        Fanotify { group, nodes: HashMap::new(), indexed: 0, closed: HashMap::new(), overflowed: false }
+        Fanotify { group, nodes: HashMap::new(), indexed: 0, closed: HashMap::new(), closed_by_us: HashSet::new(), overflowed: false }
     }
 
     /// Whether it may.
@@ -286,16 +299,19 @@ impl Fanotify {
     fn read(&mut self, tree: &Tree) -> bool {
         let Some(group) = &self.group else { return false };
         let own = sys::raw::getpid();
+        let uses_rings = WATCH.async_io.has_urings();
         let mut lost = false;
         sys::fanotify::read(group.as_fd(), |file, pid| match file {
             None => lost = true,
-            Some(_) if pid == own => {}
+            Some(_) if pid == own && !uses_rings => {}
             Some(file) => {
                 let unindexed = self.indexed..tree.len() as NodeId;
                 self.indexed = unindexed.end;
                 self.nodes.extend(unindexed.map(|id| (tree.node(id).handle, id)));
-                if let Some(&id) = self.nodes.get(&file.digest()) {
-                    self.closed.insert(id, pid);
+                match self.nodes.get(&file.digest()) {
+                    Some(&id) if pid == own => drop(self.closed_by_us.insert(id)),
+                    Some(&id) => drop(self.closed.insert(id, pid)),
+                    None => {}
                 }
             }
         });

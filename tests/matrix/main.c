@@ -300,7 +300,8 @@ static int judge(bool in_time) {
     if (late && changed && !warnings[0] && (holds_it || strcmp(copy, at_first) == 0)) return say("waited", "");
     /* A freeze that is made long on purpose may be too long. */
     bool no_cut = moment == FREEZE && (status == HOTBACKUP_STATUS_NO_CUT || strstr(error, "/ballast"));
-    if (no_cut || (late && !holds_it)) return say("missed", error);
+    bool no_freeze = moment == FREEZE && status == HOTBACKUP_STATUS_OK && !changed;
+    if (no_cut || no_freeze || (late && !holds_it)) return say("missed", error);
     if (status != HOTBACKUP_STATUS_OK) return say("refused", error);
     /* A try may be given up for a change that has begun, and the next one, before it is over, be the cut. */
     bool is_behind = moment == FREEZE && changed_at > report.cut_unix_ns;

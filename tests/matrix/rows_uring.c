@@ -259,6 +259,29 @@ PREPARED(v_raw, "raw `io_uring_enter`", 0, set_up) {
     end();
     end();
 }
+PREPARED(v_raw_direct, "raw `io_uring_enter`, O_DIRECT", 0, set_up) {
+    int fd = open(ground.target, O_WRONLY | O_DIRECT);
+    AT_BOTH(at) io_uring_prep_write(next(), fd, ground.piece, PIECE, (uint64_t)at);
+    CHECK_RAW(RAW_5(SYS_io_uring_enter, ring.ring_fd, flush(), 2, IORING_ENTER_GETEVENTS, 0));
+    end();
+    end();
+    close(fd);
+}
+PREPARED(v_raw_fixed_file, "raw `io_uring_enter`, a registered file", 0, set_up_file) {
+    AT_BOTH(at) {
+        struct io_uring_sqe *request = next();
+        io_uring_prep_write(request, 0, ground.piece, PIECE, (uint64_t)at);
+        request->flags |= IOSQE_FIXED_FILE;
+    }
+    CHECK_RAW(RAW_5(SYS_io_uring_enter, ring.ring_fd, flush(), 2, IORING_ENTER_GETEVENTS, 0));
+    end();
+    end();
+}
+PREPARED(v_raw_rename, "raw `io_uring_enter`, IORING_OP_RENAMEAT", 0, set_up) {
+    io_uring_prep_renameat(next(), ground.directory, "victim", ground.directory, "directory/new", 0);
+    CHECK_RAW(RAW_5(SYS_io_uring_enter, ring.ring_fd, flush(), 1, IORING_ENTER_GETEVENTS, 0));
+    end();
+}
 static void set_up_registered(void) {
     set_up();
     CHECK(io_uring_register_ring_fd(&ring) == 1);
@@ -271,6 +294,13 @@ static void set_up_sqpoll(void) { set_up_with(IORING_SETUP_SQPOLL); }
 PREPARED(v_sqpoll, "a ring that a kernel thread polls (SQPOLL)", 0, set_up_sqpoll) {
     AT_BOTH(at) make_write(at);
     submit(2);
+}
+PREPARED(v_sqpoll_by_hand, "SQPOLL, requests published without a call", 0, set_up_sqpoll) {
+    AT_BOTH(at) make_write(at);
+    flush();
+    if (*ring.sq.kflags & IORING_SQ_NEED_WAKEUP) CHECK_RAW(RAW_5(SYS_io_uring_enter, ring.ring_fd, 0, 0, IORING_ENTER_SQ_WAKEUP, 0));
+    end();
+    end();
 }
 static void set_up_coop(void) { set_up_with(IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER); }
 PREPARED(v_coop, "COOP_TASKRUN, SINGLE_ISSUER", 0, set_up_coop) {

@@ -18,7 +18,8 @@ BEGIN {
     print "  write, which the report warns of. The file was copied again, and the copy is right."
     print "- **refused**: the session failed, and its error says what it could not follow."
     print "- **not found**: the copy is *not* right, and nobody is told. [limits.md](limits.md) says when that can be."
-    print "- –: has no meaning, or is not to be had on the kernel that this was written on."
+    print "- –: has no meaning, or is not to be had on the kernel that this was written on; in the freeze also: what waited, or came when the"
+    print "  gate was open again, of a file that is copied whole anyway."
 }
 FILENAME ~ /results$/ {
     outcome[$1, $2] = $3

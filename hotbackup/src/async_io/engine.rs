@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::rings::{self, Ring};
 use super::uring::{self, Mapped, Places};
-use super::{REASONS, Untracked, aio, mark, posix, untracked};
+use super::{REASONS, Untracked, aio, mark, posix, unfollowed, untracked};
 use crate::conductor::{Engine, Trouble};
 use crate::direct::host_table;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ pub(super) fn mapped_rings() -> Vec<Mapped> {
 }
 
 /// A descriptor of the host's of the ring with this inode.
-fn descriptor_of(inode: u64) -> Option<u32> {
+pub(super) fn descriptor_of(inode: u64) -> Option<u32> {
     let is_it = |&fd: &u32| sys::raw::inode_of_ring(fd.cast_signed()) == Some(inode);
     suspects::numbers("/proc/self/fd").into_iter().find(is_it)
 }
@@ -161,20 +161,20 @@ impl Engine<'_> {
                 let may_be_polled = are_polled || descriptor.is_none_or(has_thread);
                 ring.may_be_polled.store(may_be_polled.into(), Ordering::Relaxed);
             }
-            if self.quiet_rings(places, QUIETING * (1 << quieting)) {
+            let is_last = quieting + 1 == QUIETINGS;
+            if self.quiet_rings(places, QUIETING * (1 << quieting), is_last) {
                 return self.check_rings();
             }
             sys::thread::nap(QUIETING);
         }
         Err(Error::AsyncWrites {
-            reason: "requests that were submitted to a ring of io_uring before the backup began do not end"
-                .into(),
+            reason: "a call that submits requests to a ring of io_uring does not return".into(),
         })
     }
 
     /// Holds submissions up, at most for `time`, until nothing is under way in any ring of io_uring that was used. What is
-    /// submitted behind that is noted.
-    fn quiet_rings(&mut self, places: Places, time: Duration) -> bool {
+    /// submitted behind that is noted. The `last` time those that do not come to rest are given up.
+    fn quiet_rings(&mut self, places: Places, time: Duration, last: bool) -> bool {
         let ticket = self.close_gate();
         let deadline = sys::raw::monotonic_ns() + u64::try_from(time.as_nanos()).unwrap_or(0);
         let expired = || sys::raw::monotonic_ns() >= deadline;
@@ -184,6 +184,11 @@ impl Engine<'_> {
             while !is_quiet && !expired() {
                 is_quiet = urings().all(uring::is_quiet);
                 sys::thread::nap(Duration::from_micros(20));
+            }
+            if last && !is_quiet {
+                let busy = urings().filter(|ring| !uring::is_quiet(ring));
+                busy.for_each(|ring| unfollowed::give_up(ring, Untracked::Unending));
+                is_quiet = true;
             }
         }
         if is_quiet {
@@ -219,9 +224,8 @@ impl Engine<'_> {
         if !suspects.is_empty() {
             // Those that are still there were there when they were read.
             forget_unmapped_rings(&mapped_rings());
-            if suspects.iter().any(|ring| ring.kind() == rings::URING) {
-                untracked(Untracked::Submission);
-            }
+            let is_there = |ring: &&&Ring| ring.kind() == rings::URING;
+            suspects.iter().filter(is_there).for_each(|ring| unfollowed::give_up(ring, Untracked::Submission));
         }
         self.check_rings()
     }
@@ -239,6 +243,7 @@ impl Engine<'_> {
     /// Waits until every asynchronous write has ended, and marks what was written. Everyone is outside.
     pub(crate) fn land_writes(&mut self) -> Result<(), Trouble> {
         let mut all = true;
+        unfollowed::land_all();
         loop {
             let flights = WATCH.async_io.flights();
             let may_fly = |flights: &&Flights| !flights.none_flies() || flights.has_unsure();

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use super::rings::{self, Ring};
 use super::uring::{
-    self, Noting, REQUEST_SIZE, SETUP_DEFER_TASKRUN, is_not_behind, is_of_registered, look, look_at, read,
+    self, Noting, REQUEST_SIZE, SETUP_CQE_MIXED, SETUP_DEFER_TASKRUN, is_not_behind, is_of_registered, look,
+    look_at, read,
 };
-use super::{Noted, Submission, Untracked, bytes, ended, submit_and_wait, untracked};
+use super::{Noted, Submission, Untracked, bytes, ended, submit_and_wait, unfollowed, untracked};
 use crate::flights::Name;
 use crate::gate::{self, State};
 use crate::intercept;
@@ -151,11 +152,12 @@ fn each_ring_at(addresses: &Range<u64>, work: impl Fn(&Ring)) {
 /// Lands what has ended in a ring that is about to go. Nobody reads it any more: another mapping may be in its place at once.
 fn see_last_of(ring: &Ring) {
     if WATCH.async_io.is_taken_up() {
+        unfollowed::see_off(ring);
         if !look(ring) {
             // It may have been unmapped long ago. If it was not, whatever it has written by now is found by its times.
             WATCH.crossings.report_write_since(WATCH.async_io.begun.load(Ordering::Relaxed));
         }
-        if !uring::has_landed(ring) {
+        if !ring.is_unfollowed() && !uring::has_landed(ring) {
             untracked(Untracked::Unreadable);
         }
         ring.leave();
@@ -235,16 +237,18 @@ impl Entry {
             }
             return None;
         };
-        let Some(flags) = flags_of(self.fd) else {
-            untracked(Untracked::SetUp);
-            return None;
-        };
-        if flags & !FOLLOWED != 0 {
-            untracked(Untracked::Ring);
-            return None;
+        let flags = flags_of(self.fd);
+        match flags {
+            None => unfollowed::give_up(ring, Untracked::SetUp),
+            Some(flags) if flags & SETUP_CQE_MIXED != 0 => untracked(Untracked::Ring),
+            Some(flags) if flags & !FOLLOWED != 0 => unfollowed::give_up(ring, Untracked::Ring),
+            Some(_) if ring.is_unfollowed() => {}
+            Some(_) => {
+                ring.by_handle.store(0, Ordering::Relaxed);
+                look_at(ring);
+            }
         }
-        ring.by_handle.store(0, Ordering::Relaxed);
-        look_at(ring);
+        let flags = flags.filter(|_| !ring.is_unfollowed())?;
         let range = self.claim(ring);
         let noted_all = range.and_then(|(from, to)| note_range(ring, flags, from, to, state, noted));
         if noted_all.is_none() {

@@ -35,6 +35,10 @@ zeroed! {
         pub(super) by_handle: AtomicU32,
         /// Whether the program is about to unmap it.
         leaving: AtomicU32,
+        /// Why what is submitted to it is not known; 0 if it is. Holds for whatever comes to be at this address.
+        pub(super) unfollowed: AtomicU32,
+        /// How much of what is not followed had been taken and had ended when it was seen at rest last.
+        pub(super) rest: AtomicU64,
         /// The inode of its descriptors, if it was found mapped: every ring has one of its own.
         pub(super) inode: AtomicU64,
         /// One of its descriptors, if it was used before the session; one more than that, for 0 is none.
@@ -76,6 +80,11 @@ impl Ring {
     /// Whether the program is about to unmap it, or has: then something else may be there.
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether it is not known what is submitted to it.
+    pub(super) fn is_unfollowed(&self) -> bool {
+        self.unfollowed.load(Ordering::SeqCst) != 0
     }
 
     pub(super) fn kind(&self) -> u32 {

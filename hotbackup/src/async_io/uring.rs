@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::rings::{self, Ring};
+use super::unfollowed;
 use super::{
     Noted, Request, Submission, Untracked, Where, aio, bytes, mark, submit, submit_and_wait, untracked,
 };
@@ -106,6 +107,7 @@ pub fn leaving<R>(handle: u64, real: impl FnOnce() -> R) -> R {
             if WATCH.async_io.is_taken_up() {
                 look_at(ring);
             }
+            unfollowed::see_off(ring);
             ring.set_kind(rings::GONE);
         }
     };
@@ -118,6 +120,7 @@ fn note_prepared(handle: u64, state: State, noted: &mut Noted) {
     }
     let Some(handle) = Handle::read(handle) else { return untracked(Untracked::Unreadable) };
     match handle.meet() {
+        Some(ring) if ring.is_unfollowed() => {}
         Some(ring) => handle.note(ring, state, noted),
         None => untracked(Untracked::Unreadable),
     }
@@ -219,7 +222,7 @@ impl Handle {
 
     /// Takes the ring up, or on, and lands what has ended since the last submission. To be called before a submission.
     pub(super) fn meet(&self) -> Option<&'static Ring> {
-        if self.flags & (SETUP_IOPOLL | SETUP_CQE_MIXED) != 0 {
+        if self.flags & SETUP_CQE_MIXED != 0 {
             untracked(Untracked::Ring);
         }
         let mask = read(self.cq_mask)?;
@@ -252,6 +255,9 @@ impl Handle {
         ring.stride.store(if self.flags & SETUP_CQE32 != 0 { 32 } else { 16 }, Ordering::Relaxed);
         ring.mask.store(mask, Ordering::Relaxed);
         ring.by_handle.store(1, Ordering::Relaxed);
+        if self.flags & SETUP_IOPOLL != 0 {
+            unfollowed::give_up(ring, Untracked::Ring);
+        }
         look_at(ring);
         Some(ring)
     }
@@ -386,6 +392,9 @@ pub(super) fn is_not_behind(a: u32, b: u32) -> bool {
 /// Lands what has ended. Ends stay readable until the program has taken them and submitted more: a ring has room for the ends of
 /// all that flies. False if something was submitted but by captured calls, or something else lies where the ring was.
 pub(super) fn look(ring: &Ring) -> bool {
+    if ring.is_unfollowed() {
+        return true;
+    }
     let (followed, ended) = (is_followed(ring), read(ring.cq_tail.load(Ordering::Relaxed)));
     if ring.is_leaving() {
         return true;
@@ -401,15 +410,16 @@ pub(super) fn look(ring: &Ring) -> bool {
 /// The same for a ring that is there for sure.
 pub(super) fn look_at(ring: &Ring) {
     if !look(ring) {
-        untracked(Untracked::Submission);
+        unfollowed::give_up(ring, Untracked::Submission);
     }
 }
 
 /// Whether nothing was submitted to the ring but by captured calls, as far as it can be read where it was. Some may be under way now,
-/// between the two words that they change: what counts is what the kernel took, which is noted before.
+/// between the two words that they change: what counts is what the kernel took, which is noted before. Nor if that is known.
 pub(super) fn seems_followed(ring: &Ring) -> bool {
     let taken = read(ring.sq_head.load(Ordering::Relaxed));
-    ring.is_leaving() || taken.is_none_or(|taken| is_not_behind(ring.expected.load(Ordering::SeqCst), taken))
+    ring.is_unfollowed()
+        || ring.is_leaving() || taken.is_none_or(|taken| is_not_behind(ring.expected.load(Ordering::SeqCst), taken))
 }
 
 /// A ring is not what it was. A program that has made it by hand may have unmapped it without our knowing; that does no harm if all
@@ -438,7 +448,9 @@ pub(super) fn has_landed(ring: &Ring) -> bool {
 
 /// Lets go of a ring that `is_gone` still: all that was submitted to it has to have been seen to end.
 pub(super) fn let_go(ring: &Ring, is_gone: impl Fn(&Ring) -> bool) {
-    if ring.let_go(is_gone) && !has_landed(ring) {
+    // What one that is not followed had under way when it went is not known.
+    let was_unfollowed = ring.is_unfollowed() && !ring.is_leaving();
+    if ring.let_go(is_gone) && (was_unfollowed || !has_landed(ring)) {
         untracked(Untracked::Unreadable);
     }
 }
@@ -532,23 +544,29 @@ impl Places {
     }
 }
 
-/// Whether all that was submitted to the ring has ended; if so, what comes from now on is followed. Nobody may submit meanwhile.
-pub(super) fn is_quiet(ring: &Ring) -> bool {
+/// How many requests had been taken from the ring, and how many had ended, if all have that are known of. `None` too if it cannot be
+/// read.
+pub(super) fn rest(ring: &Ring) -> Option<(u32, u32)> {
     let [published, taken, ended] =
         [&ring.sq_tail, &ring.sq_head, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
     // What is published and not taken is submitted by who waits at the gate, and read then; or a thread of the kernel's is about
     // to take it.
     if ring.may_be_polled.load(Ordering::Relaxed) != 0 && published != taken {
-        return false;
+        return None;
     }
-    let is_quiet = taken.zip(ended).is_some_and(|(taken, ended)| match taken.wrapping_sub(ended) {
+    taken.zip(ended).filter(|(taken, ended)| match taken.wrapping_sub(*ended) {
         0 => true,
         // What waits for a socket or a pipe writes to no file.
         under_way => ring.polled() == Some(under_way),
-    });
-    if let (true, Some((taken, ended))) = (is_quiet, taken.zip(ended)) {
+    })
+}
+
+/// Whether all that was submitted to the ring has ended; if so, what comes from now on is followed. Nobody may submit meanwhile.
+pub(super) fn is_quiet(ring: &Ring) -> bool {
+    let rest = rest(ring);
+    if let Some((taken, ended)) = rest {
         ring.seen.store(ended, Ordering::Relaxed);
         ring.expected.store(taken, Ordering::Relaxed);
     }
-    is_quiet
+    rest.is_some()
 }
