@@ -20,8 +20,8 @@ mod uring;
 pub use aio::{destroying, reaping, submitting};
 pub use entered::{Entry, entering, registering, set_up, unmapping};
 pub(crate) use examine::examine;
-pub(crate) use unfollowed::Unfollowed;
 pub use posix::{asking, queueing, queueing_list, suspended};
+pub(crate) use unfollowed::{Unfollowed, never_at_rest};
 pub use uring::{leaving, submitting_prepared, submitting_prepared_and_waiting};
 
 use std::os::fd::RawFd;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use regex::bytes::RegexSet;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use crate::async_io::Unfollowed;
 use crate::backup::{Backup, KeepFree, ManifestPlace, OnUnseenChange, PhaseTimes, Report, Warning};
 use crate::beneath::Table;
 use crate::converge::Held;
@@ -27,7 +28,6 @@ use crate::progress::Phase;
 use crate::registry::{self, WATCH};
 use crate::session::{Caller, Control, Request, full_path};
 use crate::streams::Look;
-use crate::async_io::Unfollowed;
 use crate::suspects::Fanotify;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
@@ -170,6 +170,8 @@ pub(crate) enum Trouble {
     Void(&'static str),
     /// A file did not keep still in the freeze.
     Unsteady(NodeId),
+    /// A ring of io_uring that cannot be followed was not at rest in the freeze.
+    Busy,
     /// The session fails.
     Fatal(Box<Error>),
 }
@@ -525,6 +527,7 @@ impl Engine<'_> {
             Trouble::NoRoom => Error::io(Op::Arm, "every file", rustix::io::Errno::NOMEM),
             Trouble::Void(reason) => Error::NoCut { attempts: 0, reason: reason.into() },
             Trouble::Unsteady(id) => self.unsteady(id),
+            Trouble::Busy => crate::async_io::never_at_rest(),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::async_io;
 use crate::backup::OnUnseenChange;
 use crate::conductor::{ANSWERING, Engine, Trouble};
 use crate::converge::PER_FILE;
@@ -56,8 +57,8 @@ impl Engine<'_> {
     fn cut_until_right(&mut self) -> Result<Cut> {
         let mut little = LITTLE;
         let mut reason = String::new();
-        // Whether the last try failed because of a file that something unseen changes.
-        let mut is_of_file = false;
+        // Whether the last try failed because of a file that something unseen changes, or of a ring that is not followed.
+        let (mut is_of_file, mut is_of_ring) = (false, false);
         // Tries behind which a change was found that nobody saw, and in which a file did not keep still.
         let (mut caught, mut unsteady) = (0, 0);
         for attempts in 1..=ATTEMPTS {
@@ -70,7 +71,7 @@ impl Engine<'_> {
                     let missed = intercept::prove_again()?;
                     let is_right = unseen.is_empty() && !self.fanotify.overflowed;
                     caught += u32::from(!is_right);
-                    is_of_file = !unseen.is_empty();
+                    (is_of_file, is_of_ring) = (!unseen.is_empty(), false);
                     match if is_right { None } else { self.distrust(&unseen, caught)? } {
                         Some(why) => reason = why,
                         None if missed => {
@@ -93,7 +94,7 @@ impl Engine<'_> {
                 }
                 Err(trouble) => {
                     reason = self.describe(&trouble);
-                    is_of_file = false;
+                    (is_of_file, is_of_ring) = (false, matches!(trouble, Trouble::Busy));
                     if let Trouble::Unsteady(id) | Trouble::Fault(id, Fault::Interrupted) = trouble
                         && self.tree.node(id).suspect
                     {
@@ -108,6 +109,9 @@ impl Engine<'_> {
             little = (little / 2).max(64 << 10);
         }
         // The file that is to blame is named where it is known.
+        if is_of_ring {
+            return Err(async_io::never_at_rest());
+        }
         Err(match self.unseen.last().filter(|_| is_of_file) {
             Some(path) => Error::Unseen { path: path.clone(), by: reason },
             None => Error::NoCut { attempts: ATTEMPTS, reason },
@@ -181,6 +185,7 @@ impl Engine<'_> {
     fn describe(&self, trouble: &Trouble) -> String {
         match trouble {
             Trouble::Void(reason) => (*reason).to_owned(),
+            Trouble::Busy => "a ring of io_uring did not come to rest".into(),
             Trouble::NoRoom => "more changed in the freeze than there was room for".into(),
             Trouble::Unsteady(id) => {
                 format!("{} did not keep still", self.path_of(*id, Side::Source).display())

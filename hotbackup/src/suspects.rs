@@ -287,7 +287,14 @@ impl Fanotify {
                 FileHandle::of(root, c"").is_some() && sys::fanotify::watch(group.as_fd(), root).is_ok()
             })
         });
-        Fanotify { group, nodes: HashMap::new(), indexed: 0, closed: HashMap::new(), closed_by_us: HashSet::new(), overflowed: false }
+        Fanotify {
+            group,
+            nodes: HashMap::new(),
+            indexed: 0,
+            closed: HashMap::new(),
+            closed_by_us: HashSet::new(),
+            overflowed: false,
+        }
     }
 
     /// Whether it may.

@@ -5,70 +5,15 @@
  * open makes long, before a captured write to the same file; that the gate is closed shows in a thread of captured writes that
  * sleeps. A third one cannot be told from nothing, as docs/limits.md says.
  * HOTBACKUP_RAW_MIB is the size of the first write (64). */
-#include "common.h"
-
-#include <linux/userfaultfd.h>
-#include <stdbool.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-
-static long raw_pwrite(int fd, const void *bytes, size_t len, off_t at) {
-#ifdef __x86_64__
-    register long r10 __asm__("r10") = at;
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(SYS_pwrite64), "D"((long)fd), "S"(bytes), "d"(len), "r"(r10)
-                     : "rcx", "r11", "memory");
-    return result;
-#else
-    register long x8 __asm__("x8") = SYS_pwrite64;
-    register long x0 __asm__("x0") = fd;
-    register long x1 __asm__("x1") = (long)bytes;
-    register long x2 __asm__("x2") = (long)len;
-    register long x3 __asm__("x3") = at;
-    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
-    return x0;
-#endif
-}
+#include "slow_memory.h"
+#include "system_call.h"
 
 static const char *source;
-static size_t size;
-static atomic_bool begun, ended;
-
-/* Memory that comes piece by piece, 64 in all, one every 20 ms. */
-static char *slow;
-
-static void *provider(void *unused) {
-    (void)unused;
-    struct uffdio_api api = {.api = UFFD_API};
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
-    struct uffdio_register range = {{(unsigned long)slow, size}, UFFDIO_REGISTER_MODE_MISSING, 0};
-    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &range)) {
-        begun = true;
-        return NULL; /* Then it comes at once. */
-    }
-    begun = true;
-    size_t piece = size / 64;
-    char *content = malloc(piece);
-    CHECK(content);
-    memset(content, 'n', piece);
-    for (struct uffd_msg message; !ended && read(fd, &message, sizeof message) == sizeof message;) {
-        unsigned long at = (unsigned long)slow + (message.arg.pagefault.address - (unsigned long)slow) / piece * piece;
-        struct uffdio_copy copy = {.dst = at, .src = (unsigned long)content, .len = piece};
-        nap_ms(20);
-        CHECK(ioctl(fd, UFFDIO_COPY, &copy) == 0 || errno == EEXIST);
-        if (at + piece == (unsigned long)slow + size) break;
-    }
-    return NULL;
-}
-
 static void *write_slowly(void *unused) {
     (void)unused;
     int fd = open(in(source, "long"), O_WRONLY);
     double from = now_ms();
-    CHECK(fd >= 0 && raw_pwrite(fd, slow, size, 0) == (long)size);
+    CHECK(fd >= 0 && RAW_4(SYS_pwrite64, fd, slow, size, 0) == (long)size);
     printf("  a raw write of %zu MiB took %.0f ms\n", size >> 20, now_ms() - from);
     ended = true;
     close(fd);
@@ -96,31 +41,15 @@ static int begin_write(const hotbackup_progress *progress, void *unused) {
 
 static void straddles_the_copy(const char *destination) {
     const char *megabytes = getenv("HOTBACKUP_RAW_MIB");
-    size = (megabytes ? strtoul(megabytes, NULL, 10) : 64) << 20;
+    begin_slow_memory((megabytes ? strtoul(megabytes, NULL, 10) : 64) << 20);
     fill(in(source, "long"), size, 'o');
-    slow = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    CHECK(slow != MAP_FAILED && madvise(slow, size, MADV_NOHUGEPAGE) == 0);
-    pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, provider, NULL) == 0);
-    while (!begun) nap_ms(1);
     hotbackup_pair pair = {source, destination};
     hotbackup_options options = options_of(&pair);
     options.on_progress = begin_write;
     CHECK_OK(API(hotbackup_backup)(&options, NULL));
     CHECK(pthread_join(writing, NULL) == 0);
-    if (slow[0] != 'n') return (void)puts("  skipped: a userfaultfd for system calls takes a privilege");
-    CHECK(pthread_join(thread, NULL) == 0);
-    int fd = open(in(destination, "long"), O_RDONLY);
-    static char block[1 << 20];
-    for (size_t at = 0; at < size; at += sizeof block) {
-        CHECK(fd >= 0 && read(fd, block, sizeof block) == sizeof block);
-        for (size_t i = 0; i < sizeof block; i++) {
-            if (block[i] == 'n') continue;
-            fprintf(stderr, "byte %zu is from before the write, which began before the copying\n", at + i);
-            exit(1);
-        }
-    }
-    close(fd);
+    if (!end_slow_memory()) return;
+    check_written_whole(in(destination, "long"));
     munmap(slow, size);
     CHECK(unlink(in(source, "long")) == 0);
 }
@@ -144,7 +73,7 @@ static void *pulse(void *unused) {
 static void write_unseen(int fd) {
     char block[BLOCK];
     memset(block, 'r', sizeof block);
-    CHECK(raw_pwrite(fd, block, sizeof block, 8 * BLOCK) == BLOCK);
+    CHECK(RAW_4(SYS_pwrite64, fd, block, sizeof block, 8 * BLOCK) == BLOCK);
 }
 
 static void write_captured(int fd) {

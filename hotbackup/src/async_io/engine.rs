@@ -225,7 +225,10 @@ impl Engine<'_> {
             // Those that are still there were there when they were read.
             forget_unmapped_rings(&mapped_rings());
             let is_there = |ring: &&&Ring| ring.kind() == rings::URING;
-            suspects.iter().filter(is_there).for_each(|ring| unfollowed::give_up(ring, Untracked::Submission));
+            suspects
+                .iter()
+                .filter(is_there)
+                .for_each(|ring| unfollowed::give_up(ring, Untracked::Submission));
         }
         self.check_rings()
     }

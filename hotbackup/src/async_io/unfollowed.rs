@@ -13,10 +13,11 @@ use super::engine::descriptor_of;
 use super::rings::{self, Ring};
 use super::uring::rest;
 use super::{REASONS, Untracked, mark, untracked};
-use crate::intercept::audit;
 use crate::backup::OnUnseenChange;
 use crate::conductor::{Engine, Trouble};
+use crate::error::Error;
 use crate::extents;
+use crate::intercept::audit;
 use crate::registry::WATCH;
 use crate::suspects;
 use crate::sys;
@@ -165,19 +166,23 @@ impl Engine<'_> {
         let rest = wait_for_rest();
         self.unfollowed.at_rest &= rest == Some(true);
         if rest.is_none() {
-            return Err(Trouble::Void(BUSY));
+            return Err(Trouble::Busy);
         }
         let files = std::mem::take(&mut self.unfollowed.files);
         let copied = files.iter().try_for_each(|&id| match self.unfollowed.at_rest {
             true => self.is_as_it_was(id),
-            false => self.copy_suspect(id),
+            // It was written meanwhile, for all that is known through one of them.
+            false => self.copy_suspect(id).map_err(|trouble| match trouble {
+                Trouble::Unsteady(_) => Trouble::Busy,
+                other => other,
+            }),
         });
         self.unfollowed.files = files;
         copied?;
         self.settle_all()?;
         if wait_for_rest() != Some(true) || given_up() != known {
             self.unfollowed.at_rest = false;
-            return Err(Trouble::Void(BUSY));
+            return Err(Trouble::Busy);
         }
         Ok(())
     }
@@ -207,8 +212,7 @@ impl Engine<'_> {
 
     /// Says so in the report.
     pub(crate) fn warn_of_rings(&mut self) {
-        let reason = WATCH.async_io.rings().find_map(|ring| reason(ring.unfollowed.load(Ordering::SeqCst)));
-        if let Some(reason) = reason {
+        if let Some(reason) = reason() {
             let files = self.unfollowed.files.len();
             let text = format!(
                 "{reason}; the files that the program had open for writing, {files} of this backup, were copied whole when it had \
@@ -219,8 +223,14 @@ impl Engine<'_> {
     }
 }
 
-const BUSY: &str = "a ring of io_uring that cannot be followed did not come to rest";
+/// Why the first of the rings was given up.
+fn reason() -> Option<&'static str> {
+    let of = |ring: &Ring| ring.unfollowed.load(Ordering::SeqCst).checked_sub(1);
+    REASONS.get(WATCH.async_io.rings().find_map(of)? as usize).copied()
+}
 
-fn reason(code: u32) -> Option<&'static str> {
-    REASONS.get((code as usize).checked_sub(1)?).copied()
+/// That there was no cut because of them.
+pub(crate) fn never_at_rest() -> Error {
+    let why = reason().unwrap_or_default();
+    Error::AsyncWrites { reason: format!("{why}, and that did not come to rest for a cut") }
 }

@@ -419,7 +419,8 @@ pub(super) fn look_at(ring: &Ring) {
 pub(super) fn seems_followed(ring: &Ring) -> bool {
     let taken = read(ring.sq_head.load(Ordering::Relaxed));
     ring.is_unfollowed()
-        || ring.is_leaving() || taken.is_none_or(|taken| is_not_behind(ring.expected.load(Ordering::SeqCst), taken))
+        || ring.is_leaving()
+        || taken.is_none_or(|taken| is_not_behind(ring.expected.load(Ordering::SeqCst), taken))
 }
 
 /// A ring is not what it was. A program that has made it by hand may have unmapped it without our knowing; that does no harm if all
@@ -551,7 +552,9 @@ pub(super) fn rest(ring: &Ring) -> Option<(u32, u32)> {
         [&ring.sq_tail, &ring.sq_head, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
     // What is published and not taken is submitted by who waits at the gate, and read then; or a thread of the kernel's is about
     // to take it.
-    if ring.may_be_polled.load(Ordering::Relaxed) != 0 && published != taken {
+    // And a call that is not captured says that it has taken requests when it has made them.
+    let counts = ring.is_unfollowed() || ring.may_be_polled.load(Ordering::Relaxed) != 0;
+    if counts && published != taken {
         return None;
     }
     taken.zip(ended).filter(|(taken, ended)| match taken.wrapping_sub(*ended) {
