@@ -44,17 +44,22 @@ fn native(address: u64, hooks: Verdict) -> Finding {
 }
 
 fn not_captured(hooks: Verdict) -> (Verdict, &'static str) {
-    let text = match hooks {
-        Verdict::Refuses => "it is followed if all hooks are live; sessions are refused until they are",
-        _ => "nothing captures what is submitted to it: a backup fails if something is meanwhile",
-    };
-    (Verdict::Refuses, text)
+    match hooks {
+        Verdict::Refuses => {
+            (hooks, "it is followed if all hooks are live; sessions are refused until they are")
+        }
+        _ => (
+            Verdict::CopiedAgain,
+            "nothing captures what is submitted to it: while a backup runs it has to come to rest, and the files that are open for \
+             writing are copied whole",
+        ),
+    }
 }
 
 const SET_UP_UNSEEN: (Verdict, &str) = (
     Verdict::Captured,
     "its set-up was not seen: what is submitted through liburing is followed; if the program enters it by itself while a backup \
-     runs, that fails",
+     runs, it has to come to rest, and the files that are open for writing are copied whole",
 );
 
 /// What a ring with a descriptor means.
@@ -62,12 +67,16 @@ fn judge(fd: u32, is_mapped: bool, hooks: Verdict) -> (Verdict, &'static str) {
     let flags = flags_of(fd.cast_signed());
     let has = |wanted: u32| flags.is_some_and(|flags| flags & wanted != 0);
     match () {
-        () if has(SETUP_IOPOLL | SETUP_CQE_MIXED) => (
+        () if has(SETUP_CQE_MIXED) => (
             Verdict::Refuses,
-            "it is polled, or has ends of several sizes, and cannot be followed: a backup fails if something is submitted to it \
-             meanwhile",
+            "it has ends of several sizes, and cannot be followed: a backup fails if something is submitted to it meanwhile",
         ),
         () if hooks != Verdict::Captured => not_captured(hooks),
+        () if has(SETUP_IOPOLL) => (
+            Verdict::CopiedAgain,
+            "it is polled (IORING_SETUP_IOPOLL) and cannot be followed: while a backup runs it has to come to rest, and the files that \
+             are open for writing are copied whole",
+        ),
         () if !is_mapped => (
             Verdict::Untold,
             "it has no mapping of its own: what is submitted through liburing is followed, what is by a call that is not \
@@ -76,12 +85,13 @@ fn judge(fd: u32, is_mapped: bool, hooks: Verdict) -> (Verdict, &'static str) {
         () if has_thread(fd) || has(SETUP_SQPOLL) => (
             Verdict::Captured,
             "a kernel thread polls it (IORING_SETUP_SQPOLL): what is submitted through liburing is followed; if the program publishes \
-             requests by itself while a backup runs, that fails",
+             requests by itself while a backup runs, it has to come to rest, and the files that are open for writing are copied whole",
         ),
         () if flags.is_none() => SET_UP_UNSEEN,
         () => (
             Verdict::Captured,
-            "what is submitted to it by captured calls is followed; if something is by another way while a backup runs, that fails",
+            "what is submitted to it by captured calls is followed; if something is by another way while a backup runs, it has to \
+             come to rest, and the files that are open for writing are copied whole",
         ),
     }
 }
