@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{
@@ -420,12 +421,14 @@ impl Desk {
     }
 
     fn serve(&self, mut buffer: PageBuffer) {
+        let mut crowd = Crowd::none();
         loop {
             let task = {
                 let mut work = self.work.lock();
                 loop {
+                    let is_one_too_many = work.running > 0 && crowd.is_felt();
                     // A file that is being copied in chunks comes before the next one.
-                    if let Some(large) = work.large.front().cloned() {
+                    if let Some(large) = work.large.front().filter(|_| !is_one_too_many).cloned() {
                         work.running += 1;
                         break Task::Help(large);
                     }
@@ -440,7 +443,10 @@ impl Desk {
                     if work.closed {
                         return;
                     }
-                    self.came.wait(&mut work);
+                    match is_one_too_many {
+                        true => drop(self.came.wait_for(&mut work, CROWDED)),
+                        false => self.came.wait(&mut work),
+                    }
                 }
             };
             let id = match &task {
@@ -450,7 +456,7 @@ impl Desk {
             };
             let done = catch_unwind(AssertUnwindSafe(|| match task {
                 Task::Copy(job) => self.begin(job, &mut buffer),
-                Task::Help(large) => self.help(&large, &mut buffer),
+                Task::Help(large) => self.help(&large, &mut buffer, || crowd.feel()),
                 Task::Run(errand) => errand(),
             }));
             if done.is_err()
@@ -504,7 +510,7 @@ impl Desk {
             self.work.lock().large.push_back(Arc::clone(&large));
             self.came.notify_all();
         }
-        self.help(&large, buffer);
+        self.help(&large, buffer, || false);
     }
 
     /// Has the copy share the source's blocks, if the filesystem can. The kernel writes out what is dirty first, and holds
@@ -516,8 +522,8 @@ impl Desk {
         shared
     }
 
-    /// Copies chunks of a file until none is left to take; whoever finishes the last one finishes the file.
-    fn help(&self, large: &Arc<Large>, buffer: &mut PageBuffer) {
+    /// Copies chunks of a file until none is left to take, or `is_enough`; whoever finishes the last one finishes the file.
+    fn help(&self, large: &Arc<Large>, buffer: &mut PageBuffer, mut is_enough: impl FnMut() -> bool) {
         while let Some(range) = large.take_chunk() {
             let stopped = large.fault.lock().is_some();
             if !stopped && let Err(fault) = self.copy_chunk(large, range, buffer) {
@@ -531,6 +537,9 @@ impl Desk {
             if last {
                 self.work.lock().large.retain(|other| !Arc::ptr_eq(other, large));
                 return self.finish(large);
+            }
+            if is_enough() {
+                return;
             }
         }
         self.work.lock().large.retain(|other| !Arc::ptr_eq(other, large));
@@ -614,6 +623,43 @@ impl Desk {
 }
 
 use std::os::unix::ffi::OsStrExt;
+
+/// Whether there are more threads with work to do than processors, as one of them feels it. A second copier would take from the
+/// program then what the backup hardly gains.
+struct Crowd {
+    since: Instant,
+    preemptions: i64,
+    felt: Option<Instant>,
+}
+
+/// For how long a copier is looked at, how often it has to lose its processor in that time, and for how long it stays away then.
+const LOOKING: Duration = Duration::from_millis(20);
+const PREEMPTIONS: i64 = 3;
+const CROWDED: Duration = Duration::from_millis(200);
+
+impl Crowd {
+    fn none() -> Crowd {
+        Crowd { since: Instant::now(), preemptions: 0, felt: None }
+    }
+
+    fn is_felt(&self) -> bool {
+        self.felt.is_some_and(|felt| felt.elapsed() < CROWDED)
+    }
+
+    /// Looks, behind each piece of work.
+    fn feel(&mut self) -> bool {
+        let age = self.since.elapsed();
+        if age < LOOKING {
+            return false;
+        }
+        let (before, now) = (self.preemptions, sys::thread::preemptions());
+        (self.since, self.preemptions) = (Instant::now(), now);
+        // What was before an idle time says nothing.
+        let is_crowded = age < 3 * LOOKING && now - before >= PREEMPTIONS;
+        self.felt = is_crowded.then_some(self.since);
+        is_crowded
+    }
+}
 
 #[expect(clippy::large_enum_variant, reason = "one is on a copier's stack for a moment")]
 enum Task {

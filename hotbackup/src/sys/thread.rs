@@ -47,6 +47,16 @@ pub(crate) fn after_fork_in_child(repair: extern "C" fn()) {
     unsafe { libc::pthread_atfork(None, None, Some(repair)) };
 }
 
+/// How often the calling thread had its processor taken away while it had work to do (getrusage(2)).
+pub(crate) fn preemptions() -> i64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel writes one such struct, of which an all-zero one is valid too.
+    unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init().ru_nivcsw
+    }
+}
+
 /// Sleeps by a raw system call: allocates nothing, and leaves errno alone.
 pub(crate) fn nap(time: std::time::Duration) {
     let time = rustix::time::Timespec {
