@@ -78,7 +78,7 @@ impl Engine<'_> {
                             reason =
                                 "libraries were loaded whose calls are not captured from the first on".into()
                         }
-                        None if self.missed_ring_files() => {
+                        None if self.missed_ring_files()? => {
                             reason = "a ring of io_uring turned out to be one that cannot be followed".into();
                         }
                         None => {
@@ -359,6 +359,7 @@ impl Engine<'_> {
         }
         WATCH.generation.fetch_add(1, Ordering::SeqCst);
         self.land_writes()?;
+        self.await_rest()?;
         self.mark_stores()?;
         self.settle_all()?;
         while self.uncross_frozen()? {

@@ -194,6 +194,18 @@ pub(crate) fn own_files<T>(find: impl Fn(u64, u64) -> Option<T>) -> Vec<T> {
     numbers(&format!("{table}/fd")).into_iter().filter_map(file).collect()
 }
 
+/// The files that are registered with the ring of io_uring that this descriptor of the host's stands for (`UserFiles` in its fdinfo), of
+/// those that `find` makes something of. `None` if that cannot be read.
+pub(crate) fn registered_files<T>(fd: u32, find: impl Fn(u64, u64) -> Option<T>) -> Option<Vec<T>> {
+    let info = read(&format!("{}/fdinfo/{fd}", host_table()))?;
+    let mut lines = info.lines().skip_while(|line| !line.starts_with("UserFiles:"));
+    let count: usize = lines.next()?.strip_prefix("UserFiles:")?.trim().parse().ok()?;
+    let names = lines.take_while(|line| line.starts_with(' ')).take(count);
+    // One that was unlinked, or is none, leads to nothing that is backed up.
+    let file = |line: &str| file_at(line.split_once(": ")?.1).and_then(|(dev, ino)| find(dev, ino));
+    Some(names.filter_map(file).collect())
+}
+
 /// How many other processes do not show us what they have open.
 pub(crate) fn count_hidden_processes() -> usize {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -185,7 +185,8 @@ impl Engine<'_> {
                 is_quiet = urings().all(uring::is_quiet);
                 sys::thread::nap(Duration::from_micros(20));
             }
-            if last && !is_quiet {
+            if is_quiet || last {
+                unfollowed::begin();
                 let busy = urings().filter(|ring| !uring::is_quiet(ring));
                 busy.for_each(|ring| unfollowed::give_up(ring, Untracked::Unending));
                 is_quiet = true;
@@ -278,7 +279,7 @@ impl Engine<'_> {
     }
 
     /// Fails if a write could not be followed.
-    fn check_rings(&self) -> Result<()> {
+    pub(super) fn check_rings(&self) -> Result<()> {
         match WATCH.async_io.untracked.load(Ordering::SeqCst) {
             0 => Ok(()),
             code => Err(Error::AsyncWrites { reason: REASONS[code as usize - 1].into() }),

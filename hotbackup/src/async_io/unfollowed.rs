@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use super::engine::descriptor_of;
 use super::rings::{self, Ring};
-use super::uring::rest;
+use super::uring::{has_partial_ends, rest};
 use super::{REASONS, Untracked, mark, untracked};
 use crate::backup::OnUnseenChange;
 use crate::conductor::{Engine, Trouble};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::extents;
 use crate::intercept::audit;
 use crate::registry::WATCH;
@@ -26,6 +26,8 @@ use crate::tree::NodeId;
 /// How long is waited for a moment of rest in the freeze, and before each try of it.
 const PATIENCE: Duration = Duration::from_millis(20);
 const PATIENCE_BEFORE: Duration = Duration::from_secs(1);
+/// How often a ring is asked for its files, a millisecond apart.
+const LOOKS: u32 = 200;
 
 /// What the engine knows of such rings.
 #[derive(Default)]
@@ -36,6 +38,8 @@ pub(crate) struct Unfollowed {
     at_rest: bool,
     /// The files that may be written through them, in order.
     files: Vec<NodeId>,
+    /// How many files were marked whole.
+    copied: usize,
 }
 
 /// From now on nobody knows what is submitted to the ring. The first reason counts.
@@ -44,6 +48,12 @@ pub(super) fn give_up(ring: &Ring, why: Untracked) {
     if ring.unfollowed.compare_exchange(0, why as u32, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
         WATCH.async_io.given_up.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// What calls have found of rings before the session took them up is nothing. Everyone is outside.
+pub(super) fn begin() {
+    WATCH.async_io.rings().for_each(|ring| ring.unfollowed.store(0, Ordering::SeqCst));
+    WATCH.async_io.given_up.store(0, Ordering::SeqCst);
 }
 
 /// A ring goes, which may be one that was given up: what it has under way then is not heard of any more.
@@ -99,14 +109,14 @@ fn wait_for_rest() -> Option<bool> {
 impl Engine<'_> {
     /// Has the files that may be written through rings that are not followed copied whole, if those have been at work since
     /// that was done last. To be called before each try of the cut.
-    pub(crate) fn rest_rings(&mut self) -> Result<(), Trouble> {
+    pub(crate) fn rest_rings(&mut self) -> std::result::Result<(), Trouble> {
         let known = given_up();
         if known == 0 {
             return Ok(());
         }
-        for ring in rings().filter(|ring| ring.descriptor.load(Ordering::Relaxed) == 0) {
-            let descriptor = descriptor_of(ring.inode.load(Ordering::Relaxed));
-            ring.descriptor.store(descriptor.map_or(0, |fd| fd + 1), Ordering::Relaxed);
+        if rings().any(has_partial_ends) {
+            untracked(Untracked::Request);
+            return self.check_rings().map_err(Trouble::from);
         }
         let begun = Instant::now();
         let mut rest = wait_for_rest();
@@ -117,70 +127,88 @@ impl Engine<'_> {
             rest = wait_for_rest();
         }
         (self.unfollowed.known, self.unfollowed.at_rest) = (known, rest.is_some());
-        // What was opened since has not been written through them.
-        let fresh = self.find_ring_files();
-        if self.plan.on_unseen_change == OnUnseenChange::Fail {
-            for id in fresh {
-                if self.is_changed_unseen(id)? {
-                    return Err(Trouble::Unsteady(id));
-                }
-            }
+        let open = self.open_files()?;
+        let closed = std::mem::take(&mut self.fanotify.closed_by_us);
+        if have_rested {
+            // What was opened since has not been written through them.
+            self.unfollowed.files = open;
+            return Ok(());
         }
-        if !have_rested {
-            for &id in &self.unfollowed.files {
-                self.tree.node(id).marks.mark_all(&WATCH.ledger);
-                self.tree.node(id).marks.mark_flags(&WATCH.ledger, extents::ATTRIBUTES);
+        let closed = closed.into_iter().filter(|&id| self.is_copied_file(id));
+        let written: Vec<NodeId> = open.iter().copied().chain(closed).collect();
+        for &id in &written {
+            let fails = self.plan.on_unseen_change == OnUnseenChange::Fail;
+            if fails && self.is_changed_unseen(id)? {
+                return Err(Trouble::Unsteady(id));
             }
+            self.tree.node(id).marks.mark_all(&WATCH.ledger);
+            self.tree.node(id).marks.mark_flags(&WATCH.ledger, extents::ATTRIBUTES);
         }
+        self.unfollowed.copied += written.len();
+        // What was closed before a moment of rest is written no more.
+        self.unfollowed.files = if rest.is_some() { open } else { written };
+        self.unfollowed.files.sort_unstable();
         Ok(())
     }
 
-    /// Finds the files that this process has open for writing, or has closed since; returns the new ones.
-    fn find_ring_files(&mut self) -> Vec<NodeId> {
-        self.heed_fanotify();
-        let files = &mut self.unfollowed.files;
-        let mut fresh: Vec<NodeId> = suspects::own_files(|dev, ino| WATCH.find(dev, ino))
-            .into_iter()
-            .map(|marks| marks.node())
-            .chain(self.fanotify.closed_by_us.iter().copied())
-            .filter(|&id| self.tree.get(id).is_some_and(|node| node.is_file() && !node.excluded))
-            .filter(|id| files.binary_search(id).is_err())
-            .collect();
-        fresh.sort_unstable();
-        fresh.dedup();
-        files.extend(&fresh);
-        files.sort_unstable();
-        fresh
+    fn is_copied_file(&self, id: NodeId) -> bool {
+        self.tree.get(id).is_some_and(|node| node.is_file() && !node.excluded)
     }
 
-    /// In the freeze, when everything captured is copied: sees to it that the rings are at rest, and that the files are as they left
-    /// them. Allocates nothing.
-    pub(crate) fn copy_ring_files(&mut self) -> Result<(), Trouble> {
-        let known = given_up();
-        if known == 0 {
-            return Ok(());
+    /// The files that this process has open for writing, and those that are registered with the rings; in order.
+    fn open_files(&mut self) -> Result<Vec<NodeId>, Trouble> {
+        self.heed_fanotify();
+        let mut files = suspects::own_files(|dev, ino| WATCH.find(dev, ino));
+        for ring in rings() {
+            let descriptor = descriptor_of(ring.inode.load(Ordering::Relaxed));
+            // Some kernels do not tell while somebody is at the ring.
+            let look = |_| suspects::registered_files(descriptor?, |dev, ino| WATCH.find(dev, ino));
+            let naps =
+                (0..LOOKS).inspect(|&look| sys::thread::nap(Duration::from_millis(u64::from(look > 0))));
+            match naps.into_iter().find_map(look) {
+                Some(registered) => files.extend(registered),
+                // It may have been unmapped without our knowing, which shows.
+                None => untracked(Untracked::Unreadable),
+            }
         }
-        if known != self.unfollowed.known {
+        self.check_rings()?;
+        let mut files: Vec<NodeId> =
+            files.into_iter().map(|marks| marks.node()).filter(|&id| self.is_copied_file(id)).collect();
+        files.sort_unstable();
+        files.dedup();
+        Ok(files)
+    }
+
+    /// In the freeze, before anything suspect is read: waits until the rings are at rest. Allocates nothing, as what follows.
+    pub(crate) fn await_rest(&mut self) -> Result<(), Trouble> {
+        if given_up() != self.unfollowed.known {
             return Err(Trouble::Void("a ring of io_uring turned out to be one that cannot be followed"));
         }
         let rest = wait_for_rest();
         self.unfollowed.at_rest &= rest == Some(true);
-        if rest.is_none() {
-            return Err(Trouble::Busy);
-        }
+        if rest.is_none() { Err(Trouble::Busy) } else { Ok(()) }
+    }
+
+    /// In the freeze, when everything captured is copied: sees to it that the rings have been at rest, and that the files are as they
+    /// left them.
+    pub(crate) fn copy_ring_files(&mut self) -> Result<(), Trouble> {
         let files = std::mem::take(&mut self.unfollowed.files);
+        let fails = self.plan.on_unseen_change == OnUnseenChange::Fail;
         let copied = files.iter().try_for_each(|&id| match self.unfollowed.at_rest {
+            _ if sys::raw::monotonic_ns() >= self.deadline_ns => {
+                Err(Trouble::Void("what was left to copy took too long"))
+            }
             true => self.is_as_it_was(id),
             // It was written meanwhile, for all that is known through one of them.
             false => self.copy_suspect(id).map_err(|trouble| match trouble {
-                Trouble::Unsteady(_) => Trouble::Busy,
+                Trouble::Unsteady(_) if !fails => Trouble::Busy,
                 other => other,
             }),
         });
         self.unfollowed.files = files;
         copied?;
         self.settle_all()?;
-        if wait_for_rest() != Some(true) || given_up() != known {
+        if wait_for_rest() != Some(true) || given_up() != self.unfollowed.known {
             self.unfollowed.at_rest = false;
             return Err(Trouble::Busy);
         }
@@ -204,21 +232,27 @@ impl Engine<'_> {
 
     /// Whether a file may have been written before the cut, through a ring that is not followed, that was not known of then. To be
     /// called behind it.
-    pub(crate) fn missed_ring_files(&mut self) -> bool {
+    pub(crate) fn missed_ring_files(&mut self) -> Result<bool> {
         let known = given_up();
-        let is_known = known == self.unfollowed.known;
-        known > 0 && (!is_known || !self.unfollowed.at_rest && !self.find_ring_files().is_empty())
+        if known == 0 {
+            return Ok(false);
+        }
+        if known != self.unfollowed.known {
+            return Ok(true);
+        }
+        let open = self.open_files().map_err(|t| self.explain(t))?;
+        let is_new = |id: &NodeId| self.unfollowed.files.binary_search(id).is_err();
+        Ok(!self.unfollowed.at_rest
+            && (open.iter().any(is_new) || self.fanotify.closed_by_us.iter().any(is_new)))
     }
 
     /// Says so in the report.
     pub(crate) fn warn_of_rings(&mut self) {
         if let Some(reason) = reason() {
-            let files = self.unfollowed.files.len();
-            let text = format!(
-                "{reason}; the files that the program had open for writing, {files} of this backup, were copied whole when it had \
-                 come to rest"
-            );
-            self.warn(None, text);
+            let text =
+                "the files that the program had open for writing were copied whole when it had come to rest";
+            let (files, text) = (self.unfollowed.copied, format!("{reason}; {text}"));
+            self.warn(None, format!("{text} ({files} copies)"));
         }
     }
 }

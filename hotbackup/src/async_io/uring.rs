@@ -47,6 +47,8 @@ const SKIP_SUCCESS: u8 = 1 << 6;
 
 /// A flag of an end: the request goes on.
 const MORE_TO_COME: u32 = 1 << 1;
+/// Another: this is the second end of a request.
+const NOTIFICATION: u32 = 1 << 3;
 
 /// Makes the call `real`, which submits what was prepared in the ring of io_uring that liburing's handle at the address
 /// `handle` is of (io_uring_submit(3)).
@@ -553,14 +555,30 @@ pub(super) fn rest(ring: &Ring) -> Option<(u32, u32)> {
     // What is published and not taken is submitted by who waits at the gate, and read then; or a thread of the kernel's is about
     // to take it.
     // And a call that is not captured says that it has taken requests when it has made them.
-    let counts = ring.is_unfollowed() || ring.may_be_polled.load(Ordering::Relaxed) != 0;
+    let is_unfollowed = ring.is_unfollowed();
+    let counts = is_unfollowed || ring.may_be_polled.load(Ordering::Relaxed) != 0;
     if counts && published != taken {
         return None;
     }
     taken.zip(ended).filter(|(taken, ended)| match taken.wrapping_sub(*ended) {
         0 => true,
-        // What waits for a socket or a pipe writes to no file.
+        // What waits for a socket or a pipe writes to no file. Those are known when nobody may submit; of others each may be a write.
+        _ if is_unfollowed => false,
         under_way => ring.polled() == Some(under_way),
+    })
+}
+
+/// Whether an end that lies in the ring is one of several of its request: then the counters do not tell what has ended. Those that
+/// lie no more in it are not seen.
+pub(super) fn has_partial_ends(ring: &Ring) -> bool {
+    let (ends, mask) = (ring.ends.load(Ordering::Relaxed), ring.mask.load(Ordering::Relaxed));
+    if ends == 0 || mask >= MOST_ENDS {
+        return false;
+    }
+    let stride = u64::from(ring.stride.load(Ordering::Relaxed));
+    (0..=mask).any(|index| {
+        let flags = read(ends + u64::from(index) * stride + 12);
+        flags.is_some_and(|flags| flags & (MORE_TO_COME | NOTIFICATION) != 0)
     })
 }
 
