@@ -129,13 +129,10 @@ impl Engine<'_> {
         (self.unfollowed.known, self.unfollowed.at_rest) = (known, rest.is_some());
         let open = self.open_files()?;
         let closed = std::mem::take(&mut self.fanotify.closed_by_us);
-        if have_rested {
-            // What was opened since has not been written through them.
-            self.unfollowed.files = open;
-            return Ok(());
-        }
-        let closed = closed.into_iter().filter(|&id| self.is_copied_file(id));
-        let written: Vec<NodeId> = open.iter().copied().chain(closed).collect();
+        // What was opened since they were at rest has not been written through them.
+        let written = open.iter().copied().filter(|_| !have_rested);
+        let written = written.chain(closed.into_iter().filter(|&id| self.is_copied_file(id)));
+        let written: Vec<NodeId> = written.collect();
         for &id in &written {
             let fails = self.plan.on_unseen_change == OnUnseenChange::Fail;
             if fails && self.is_changed_unseen(id)? {
@@ -157,7 +154,6 @@ impl Engine<'_> {
 
     /// The files that this process has open for writing, and those that are registered with the rings; in order.
     fn open_files(&mut self) -> Result<Vec<NodeId>, Trouble> {
-        self.heed_fanotify();
         let mut files = suspects::own_files(|dev, ino| WATCH.find(dev, ino));
         for ring in rings() {
             let descriptor = descriptor_of(ring.inode.load(Ordering::Relaxed));
@@ -172,6 +168,8 @@ impl Engine<'_> {
             }
         }
         self.check_rings()?;
+        // Behind that, or a file that is closed meanwhile would be in neither.
+        self.heed_fanotify();
         let mut files: Vec<NodeId> =
             files.into_iter().map(|marks| marks.node()).filter(|&id| self.is_copied_file(id)).collect();
         files.sort_unstable();
