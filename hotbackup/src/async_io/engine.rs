@@ -187,6 +187,10 @@ impl Engine<'_> {
             }
             if is_quiet || last {
                 unfollowed::begin();
+            }
+            if last && !is_quiet {
+                // What a program has unmapped meanwhile is not busy.
+                forget_unmapped_rings(&mapped_rings());
                 let busy = urings().filter(|ring| !uring::is_quiet(ring));
                 busy.for_each(|ring| unfollowed::give_up(ring, Untracked::Unending));
                 is_quiet = true;
