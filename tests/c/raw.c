@@ -3,55 +3,16 @@
  * Method: system calls are made without the C library. One write straddles the reading of its file: its memory comes slowly, by a
  * userfaultfd, so that the kernel takes more than a second for it. Another lands in the freeze, which a file that a child holds
  * open makes long, before a captured write to the same file; that the gate is closed shows in a thread of captured writes that
- * sleeps. A third one cannot be told from nothing, as docs/limits.md says.
- * HOTBACKUP_RAW_MIB is the size of the first write (64). */
-#include "slow_memory.h"
+ * sleeps. A third one cannot be told from nothing, as docs/limits.md says. */
+#include "straddling.h"
 #include "system_call.h"
 
 static const char *source;
-static void *write_slowly(void *unused) {
-    (void)unused;
-    int fd = open(in(source, "long"), O_WRONLY);
-    double from = now_ms();
-    CHECK(fd >= 0 && RAW_4(SYS_pwrite64, fd, slow, size, 0) == (long)size);
-    printf("  a raw write of %zu MiB took %.0f ms\n", size >> 20, now_ms() - from);
-    ended = true;
-    close(fd);
-    return NULL;
-}
-
-static pthread_t writing;
-
-/* Has the write begin just before the copying. */
-static int begin_write(const hotbackup_progress *progress, void *unused) {
-    (void)unused;
-    static bool done;
-    if (progress->phase != HOTBACKUP_PHASE_COPY || done) return 0;
-    done = true;
-    CHECK(pthread_create(&writing, NULL, write_slowly, NULL) == 0);
-    int fd = open(in(source, "long"), O_RDONLY);
-    char first = 0;
-    while (first != 'n') {
-        CHECK(fd >= 0 && pread(fd, &first, 1, 0) == 1);
-        nap_ms(1);
-    }
-    close(fd);
-    return 0;
-}
+static void write_raw(int fd) { CHECK(RAW_4(SYS_pwrite64, fd, slow, size, 0) == (long)size); }
 
 static void straddles_the_copy(const char *destination) {
-    const char *megabytes = getenv("HOTBACKUP_RAW_MIB");
-    begin_slow_memory((megabytes ? strtoul(megabytes, NULL, 10) : 64) << 20);
-    fill(in(source, "long"), size, 'o');
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options = options_of(&pair);
-    options.on_progress = begin_write;
-    CHECK_OK(API(hotbackup_backup)(&options, NULL));
-    CHECK(pthread_join(writing, NULL) == 0);
-    if (!end_slow_memory()) return;
-    check_written_whole(in(destination, "long"));
-    munmap(slow, size);
-    CHECK(unlink(in(source, "long")) == 0);
+    straddle(options_of(&pair), write_raw);
 }
 
 enum { BLOCK = 4096 };

@@ -3,8 +3,8 @@
  *
  * A write straddles the reading of its file. Two files get the same numbers by such writes, the second when the first has ended,
  * beside captured writes to both, which hide the others from the times, or with rests: every copy has to be of one instant. And a ring
- * that is never at rest fails the backup, which says so. HOTBACKUP_RAW_MIB is the size of the first write (64). */
-#include "slow_memory.h"
+ * that is never at rest fails the backup, which says so. */
+#include "straddling.h"
 #include "system_call.h"
 
 #include <liburing.h>
@@ -56,35 +56,7 @@ static void make_ring(struct io_uring *ring, unsigned flags) {
     await_end(ring, 0);
 }
 
-static pthread_t writing;
 static unsigned ring_flags;
-
-static void *write_slowly(void *unused) {
-    (void)unused;
-    struct io_uring ring;
-    make_ring(&ring, 0);
-    int fd = open(in(source, "long"), O_WRONLY);
-    double from = now_ms();
-    write_unseen(&ring, fd, slow, (unsigned)size, 0);
-    printf("  a write of %zu MiB took %.0f ms\n", size >> 20, now_ms() - from);
-    ended = true;
-    close(fd);
-    io_uring_queue_exit(&ring);
-    return NULL;
-}
-
-/* Has the write begin just before the copying. */
-static int begin_write(const hotbackup_progress *progress, void *unused) {
-    (void)unused;
-    static bool done;
-    if (progress->phase != HOTBACKUP_PHASE_COPY || done) return 0;
-    done = true;
-    CHECK(pthread_create(&writing, NULL, write_slowly, NULL) == 0);
-    int fd = open(in(source, "long"), O_RDONLY);
-    for (char first = 0; first != 'n'; nap_ms(1)) CHECK(fd >= 0 && pread(fd, &first, 1, 0) == 1);
-    close(fd);
-    return 0;
-}
 
 static hotbackup_options noting_options_of(const hotbackup_pair *pair) {
     hotbackup_options options = options_of(pair);
@@ -93,18 +65,17 @@ static hotbackup_options noting_options_of(const hotbackup_pair *pair) {
     return options;
 }
 
+static void write_by_ring(int fd) {
+    struct io_uring ring;
+    make_ring(&ring, 0);
+    write_unseen(&ring, fd, slow, (unsigned)size, 0);
+    io_uring_queue_exit(&ring);
+}
+
 static void straddles_the_copy(const char *destination) {
-    const char *megabytes = getenv("HOTBACKUP_RAW_MIB");
-    begin_slow_memory((megabytes ? strtoul(megabytes, NULL, 10) : 64) << 20);
-    fill(in(source, "long"), size, 'o');
     hotbackup_pair pair = {source, destination};
-    hotbackup_options options = noting_options_of(&pair);
-    options.on_progress = begin_write;
-    CHECK_OK(API(hotbackup_backup)(&options, NULL));
-    CHECK(pthread_join(writing, NULL) == 0);
-    if (end_slow_memory()) check_written_whole(in(destination, "long"));
+    straddle(noting_options_of(&pair), write_by_ring);
     CHECK(strstr(warnings, "a ring of io_uring"));
-    CHECK(unlink(in(source, "long")) == 0);
 }
 
 enum { PAIRS = 64, BLOCK = 4096 };

@@ -168,7 +168,7 @@ impl Engine<'_> {
             sys::thread::nap(QUIETING);
         }
         Err(Error::AsyncWrites {
-            reason: "a call that submits requests to a ring of io_uring does not return".into(),
+            reason: "a call of the program did not return while its rings of io_uring were taken up".into(),
         })
     }
 

@@ -109,7 +109,7 @@ fn wait_for_rest() -> Option<bool> {
 impl Engine<'_> {
     /// Has the files that may be written through rings that are not followed copied whole, if those have been at work since
     /// that was done last. To be called before each try of the cut.
-    pub(crate) fn rest_rings(&mut self) -> std::result::Result<(), Trouble> {
+    pub(crate) fn rest_rings(&mut self) -> Result<(), Trouble> {
         let known = given_up();
         if known == 0 {
             return Ok(());
@@ -158,10 +158,13 @@ impl Engine<'_> {
         for ring in rings() {
             let descriptor = descriptor_of(ring.inode.load(Ordering::Relaxed));
             // Some kernels do not tell while somebody is at the ring.
-            let look = |_| suspects::registered_files(descriptor?, |dev, ino| WATCH.find(dev, ino));
-            let naps =
-                (0..LOOKS).inspect(|&look| sys::thread::nap(Duration::from_millis(u64::from(look > 0))));
-            match naps.into_iter().find_map(look) {
+            let look = |look| {
+                if look > 0 {
+                    sys::thread::nap(Duration::from_millis(1));
+                }
+                suspects::registered_files(descriptor?, |dev, ino| WATCH.find(dev, ino))
+            };
+            match (0..LOOKS).find_map(look) {
                 Some(registered) => files.extend(registered),
                 // It may have been unmapped without our knowing, which shows.
                 None => untracked(Untracked::Unreadable),

@@ -108,8 +108,8 @@ pub fn leaving<R>(handle: u64, real: impl FnOnce() -> R) -> R {
         if let Some(ring) = WATCH.async_io.find(handle.ring).filter(|ring| ring.kind() == rings::URING) {
             if WATCH.async_io.is_taken_up() {
                 look_at(ring);
+                unfollowed::see_off(ring);
             }
-            unfollowed::see_off(ring);
             ring.set_kind(rings::GONE);
         }
     };
@@ -553,8 +553,7 @@ pub(super) fn rest(ring: &Ring) -> Option<(u32, u32)> {
     let [published, taken, ended] =
         [&ring.sq_tail, &ring.sq_head, &ring.cq_tail].map(|place| read(place.load(Ordering::Relaxed)));
     // What is published and not taken is submitted by who waits at the gate, and read then; or a thread of the kernel's is about
-    // to take it.
-    // And a call that is not captured says that it has taken requests when it has made them.
+    // to take it; or a call that is not captured is at it, which says that it has taken requests when it has made them.
     let is_unfollowed = ring.is_unfollowed();
     let counts = is_unfollowed || ring.may_be_polled.load(Ordering::Relaxed) != 0;
     if counts && published != taken {
