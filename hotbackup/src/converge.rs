@@ -385,11 +385,28 @@ impl Engine<'_> {
         self.plan.max_lag.is_none()
     }
 
+    /// Has everything looked at that counts for the lag. What has no bytes to copy no longer counts.
+    pub(crate) fn queue_what_is_owed(&mut self) -> Result<(), Trouble> {
+        for id in self.tree.ids() {
+            let node = self.tree.node(id);
+            if !node.marks.owes_lag() || node.replaced {
+                continue;
+            }
+            match node.copy {
+                _ if !node.is_file() || node.missing => node.marks.discount(&WATCH.ledger),
+                Copy::Owed => crate::walk::push(&mut self.to_copy, id, self.tree.is_fixed())?,
+                Copy::Done | Copy::Running => node.marks.mark_flags(&WATCH.ledger, 0),
+            }
+        }
+        Ok(())
+    }
+
     /// Has a file that was found while converging count for the lag. Nobody waits for one that was large when it was found:
     /// it has been moved here, and whoever writes does not do so faster for it.
     pub(crate) fn owe(&self, id: NodeId) {
         let node = self.tree.node(id);
-        if !self.walking && !copier::is_large(&node.attributes) {
+        // The marks of one that was replaced are those of what has its inode number now.
+        if !self.walking && !node.replaced && !copier::is_large(&node.attributes) {
             let bytes = node.attributes.size.min(node.attributes.allocated);
             node.marks.mark_tail(&WATCH.ledger, 0, bytes.max(PER_FILE));
             self.count_for_lag(id);
@@ -679,3 +696,6 @@ fn size_of(pair: &Pair) -> Result<u64, Errno> {
     let found = rustix::fs::statx(&pair.source, c"", AtFlags::EMPTY_PATH, StatxFlags::SIZE)?;
     Ok(found.stx_size)
 }
+
+#[cfg(test)]
+mod tests;

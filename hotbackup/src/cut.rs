@@ -284,6 +284,7 @@ impl Engine<'_> {
         let settled = self.settle_queue()?;
         let copied = self.copy_found()?;
         if !settled && !copied {
+            WATCH.idle_rounds.fetch_add(1, Ordering::SeqCst);
             self.rest(Duration::from_micros(200));
         }
         Ok(settled || copied)
@@ -372,6 +373,11 @@ impl Engine<'_> {
             index += 1;
         }
         self.settle_all()?;
+        if WATCH.ledger.lag() > 0 {
+            // Whatever is marked is queued, so this is a defect. No cut counts in which something may be missing.
+            self.queue_what_is_owed()?;
+            return Err(Trouble::Void("what was marked was not all copied"));
+        }
         self.settle_mapped()?;
         self.copy_ring_files()
     }

@@ -259,6 +259,12 @@ impl Marks {
         }
     }
 
+    /// Whether any of the lag is this inode's.
+    pub(crate) fn owes_lag(&self) -> bool {
+        let dirty = self.dirty.load(Ordering::Acquire);
+        dirty & 1 == 1 && dirty >> 1 != 0
+    }
+
     fn add_dirty(&self, ledger: &Ledger, blocks: i64) {
         if blocks != 0 {
             let before = self.dirty.fetch_add((blocks << 1).cast_unsigned(), Ordering::AcqRel);
@@ -286,6 +292,14 @@ impl Marks {
             block += count;
         }
         self.queue(ledger, DATA);
+    }
+
+    /// Marks one of the first blocks, and queues nothing.
+    #[cfg(test)]
+    pub(crate) fn mark_unqueued(&self, ledger: &Ledger, block: u64) {
+        let mask = 1 << block;
+        let fresh = mask & !self.first.fetch_or(mask, Ordering::AcqRel);
+        self.add_dirty(ledger, i64::from(fresh.count_ones()));
     }
 
     /// Marks everything from `from` to the end of the file; `len` bytes of it are new.

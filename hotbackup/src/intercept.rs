@@ -296,7 +296,8 @@ const FAIR_SHARE: u64 = 4;
 /// Waits until the engine has caught up, if it is behind; at most `max_stall`, then the session fails.
 ///
 /// Of many that wait the same ones may come too late again and again. So whoever has waited for a while goes on when all that
-/// was owed when it came was dealt with, whatever others owe by now. With the bound 0 each waits for its own anyway.
+/// was owed when it came was dealt with, whatever others owe by now. With the bound 0 each waits for its own anyway. And nobody
+/// waits for an engine that has nothing left to do, whatever the lag is said to be.
 pub(crate) fn wait_for_relief() {
     let bound = WATCH.lag_bound.load(Ordering::Relaxed);
     if bound == u64::MAX {
@@ -317,13 +318,15 @@ pub(crate) fn wait_for_relief() {
     let rounds = WATCH.rounds.load(Ordering::SeqCst);
     // One round may have been under way.
     let dealt_with = || WATCH.rounds.load(Ordering::SeqCst).wrapping_sub(rounds) >= 2;
+    let idle_rounds = WATCH.idle_rounds.load(Ordering::SeqCst);
+    let nothing_left = || WATCH.idle_rounds.load(Ordering::SeqCst).wrapping_sub(idle_rounds) >= 2;
     WATCH.waiters.fetch_add(1, Ordering::SeqCst);
     if bound == 0 {
         WATCH.call_for_work();
     }
     loop {
         let relief = WATCH.relief.load(Ordering::SeqCst);
-        if !behind() {
+        if !behind() || nothing_left() {
             break;
         }
         let waited = sys::raw::monotonic_ns().saturating_sub(begun);

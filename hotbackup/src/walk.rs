@@ -527,6 +527,10 @@ impl Engine<'_> {
         if finished.in_limbo {
             node.placed = Placed::Limbo;
         }
+        if node.replaced {
+            // Its marks are those of what has its inode number now.
+            return Ok(());
+        }
         node.marks.count_for_lag(&WATCH.ledger);
         if node.marks.owes_data() {
             // What was marked before a copier had it may have left the queue; from here on somebody may wait for it.

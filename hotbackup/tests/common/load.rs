@@ -298,7 +298,7 @@ impl History {
         self.replay(range, |count, model| {
             let mut differences = Vec::new();
             for (root, found) in found.iter().enumerate() {
-                differences.extend(model.tree(root).differences(found, EXCEPT_ALLOCATION, nearest.len()));
+                differences.extend(model.tree(root).differences(found, EXCEPT_ALLOCATION, least));
             }
             if differences.len() < least {
                 least = differences.len();
