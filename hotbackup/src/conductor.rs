@@ -269,6 +269,8 @@ pub(crate) struct Engine<'c> {
     pub(crate) huge: HashMap<NodeId, Vec<Run>>,
     pub(crate) phases: PhaseTimes,
     phase_begun: Instant,
+    /// When it is to be looked at next whether the rest fits.
+    space_due: Instant,
     /// Since when changes are captured.
     pub(crate) armed: Instant,
     /// Calls that sessions before this one have captured.
@@ -335,6 +337,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         huge: HashMap::new(),
         phases: PhaseTimes::default(),
         phase_begun: begun,
+        space_due: begun,
         armed: begun,
         captured_before: 0,
         begun: SystemTime::now(),
@@ -592,7 +595,7 @@ impl Engine<'_> {
                 let wait = if self.plan.max_lag.is_some() { 1 } else { 20 };
                 self.collect(Some(Duration::from_millis(wait)))?;
             }
-            if self.to_list.is_empty() {
+            if self.to_list.is_empty() && Instant::now() >= self.space_due {
                 self.check_space()?;
             }
         }
@@ -603,7 +606,10 @@ impl Engine<'_> {
 
     /// Refuses as soon as it is known that the rest does not fit. Shared blocks take no room now, but the reserve has to be
     /// there: overwriting them takes room later.
+    ///
+    /// It looks at all that waits to be copied, so the next time is due when this one is a small part of what was done meanwhile.
     fn check_space(&mut self) -> Result<(), Trouble> {
+        let begun = Instant::now();
         for index in 0..self.pairs.len() {
             let pair = &self.pairs[index];
             let (free, reserve) = pair.destination.space(self.plan.keep_free)?;
@@ -614,6 +620,7 @@ impl Engine<'_> {
                 return Err(Error::NoSpace { path, needed: owed, available, reserve }.into());
             }
         }
+        self.space_due = Instant::now() + begun.elapsed() * 100;
         Ok(())
     }
 
