@@ -24,7 +24,7 @@ use crate::beneath::{self, Table};
 use crate::error::Op;
 use crate::extents::{self, BLOCK, Marks, Stamp};
 use crate::intercept::{device, stamp};
-use crate::manifest::{BLOCK_BYTES, block_digest, zeros_digest};
+use crate::manifest::{BLOCK_BYTES, Digester};
 use crate::registry::WATCH;
 use crate::session::Control;
 use crate::source::{self, Source};
@@ -96,8 +96,9 @@ pub(crate) struct Holes {
 /// Makes `range` of the copy equal to the source's: data is copied, holes are punched unless the copy is fresh and
 /// has none of it. Stops where the source ends.
 ///
-/// A block of zeros that was read is looked up with `SEEK_DATA`. `SEEK_HOLE` is never asked: on tmpfs it walks all the
-/// data up to the next hole, so that a file copied in pieces would cost the square of its size.
+/// A block of zeros that was read is looked up with `SEEK_DATA`; where holes are likely, that is asked before each read of a few
+/// blocks. `SEEK_HOLE` is never asked: on tmpfs it walks all the data up to the next hole, so that a file copied in pieces would cost
+/// the square of its size.
 pub(crate) fn copy_range(
     source: &Source,
     copy: BorrowedFd<'_>,
@@ -120,14 +121,16 @@ pub(crate) fn copy_range(
                 continue;
             }
         }
-        let most = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(buffer.len());
+        // Whole blocks of the manifest: their digests are made of what is written.
+        let most = if holes.likely { BLOCK_BYTES - at as usize % BLOCK_BYTES } else { buffer.len() };
+        let most = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(most).min(buffer.len());
         let most = whole_blocks(at, pace.piece(most), range.end);
         let bytes = source.read(at, most, buffer).map_err(on_source(Op::Read))?;
         if bytes.is_empty() {
             return Ok(());
         }
         let data = data_before_hole(source.as_fd(), bytes, at, range.end);
-        ask = data < bytes.len();
+        ask = holes.likely || data < bytes.len();
         if data > 0 {
             pace.before(data as u64)?;
             write_all(copy, &bytes[..data], at)?;
@@ -328,6 +331,14 @@ impl Large {
         cursor.next = start.saturating_add(CHUNK);
         cursor.running += 1;
         Some(start..size.min(cursor.next))
+    }
+
+    fn note_digest(&self) -> impl FnMut(u64, u64) {
+        |index, digest| {
+            if let Some(place) = self.digests.lock().get_mut(index as usize) {
+                *place = digest;
+            }
+        }
     }
 }
 
@@ -548,7 +559,7 @@ impl Desk {
     fn copy_chunk(&self, large: &Large, range: Range<u64>, buffer: &mut PageBuffer) -> Result<(), Fault> {
         let open = &large.open;
         open.marks.clear(&WATCH.ledger, range.clone());
-        let mut pace = FirstPace { desk: self, large };
+        let mut pace = FirstPace { desk: self, large, digester: Digester::new() };
         let holes = Holes { likely: is_sparse(&open.attributes), fresh: true };
         copy_range(&open.source, open.copy.as_fd(), range.clone(), holes, buffer, &mut pace)?;
         if open.attributes.size > LARGE {
@@ -774,6 +785,7 @@ pub(crate) fn blocks_of(size: u64) -> usize {
 struct FirstPace<'a> {
     desk: &'a Desk,
     large: &'a Large,
+    digester: Digester,
 }
 
 impl Pace for FirstPace<'_> {
@@ -795,41 +807,16 @@ impl Pace for FirstPace<'_> {
         self.desk.written.fetch_add(len, Ordering::Relaxed);
         self.desk.control.meter.lock().bytes_done += len;
         if self.desk.manner.digests {
-            note_digests(&self.large.digests, at, bytes, self.large.open.attributes.size);
+            let large = self.large;
+            self.digester.piece(large.open.attributes.size, at..at + len, Some(bytes), large.note_digest());
         }
     }
 
     fn skipped(&mut self, range: Range<u64>) {
         self.desk.control.meter.lock().bytes_done += range.end - range.start;
         if self.desk.manner.digests {
-            let block = BLOCK_BYTES as u64;
-            let first = range.start.div_ceil(block);
-            let mut digests = self.large.digests.lock();
-            let end = (range.end / block).min(digests.len() as u64);
-            for index in first..end {
-                digests[index as usize] = zeros_digest(BLOCK_BYTES);
-            }
-        }
-    }
-}
-
-/// Notes the digests of the blocks that `bytes` covers wholly; the last block of a file may be short.
-fn note_digests(digests: &Mutex<Vec<u64>>, at: u64, bytes: &[u8], size: u64) {
-    let block = BLOCK_BYTES as u64;
-    let end = at + bytes.len() as u64;
-    let mut start = at.next_multiple_of(block);
-    while start < end {
-        let stop = (start + block).min(size);
-        if stop > end {
-            break;
-        }
-        let digest = block_digest(&bytes[(start - at) as usize..(stop - at) as usize]);
-        if let Some(place) = digests.lock().get_mut((start / block) as usize) {
-            *place = digest;
-        }
-        start = stop.max(start + 1);
-        if stop == size {
-            break;
+            let large = self.large;
+            self.digester.piece(large.open.attributes.size, range, None, large.note_digest());
         }
     }
 }

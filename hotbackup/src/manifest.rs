@@ -18,10 +18,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::attributes::Attributes;
 
+mod digester;
 mod mark;
 mod reader;
 mod writer;
 
+pub(crate) use digester::Digester;
 pub(crate) use mark::{MARK_TEXT_NAME, Mark, mark_text};
 pub(crate) use reader::{Expected, Manifest, identity};
 pub(crate) use writer::ManifestWriter;
@@ -43,10 +45,15 @@ pub(crate) fn block_digest(block: &[u8]) -> u64 {
     xxh3_64(block)
 }
 
+/// So many zeros, at most [`BLOCK_BYTES`].
+fn zeros(len: usize) -> &'static [u8] {
+    &ZEROS[..len]
+}
+
 /// The checksum of a block of `len` zeros, at most [`BLOCK_BYTES`].
 pub(crate) fn zeros_digest(len: usize) -> u64 {
     static WHOLE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    if len < BLOCK_BYTES { block_digest(&ZEROS[..len]) } else { *WHOLE.get_or_init(|| block_digest(&ZEROS)) }
+    if len < BLOCK_BYTES { block_digest(zeros(len)) } else { *WHOLE.get_or_init(|| block_digest(&ZEROS)) }
 }
 
 /// How many blocks a file of `size` bytes has.
