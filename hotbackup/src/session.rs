@@ -184,6 +184,9 @@ impl<'a> Session<'a> {
         let (requests_in, requests) = channel();
         let (answers, answers_in) = channel();
         let caller = Caller { requests: requests_in, answers: answers_in, posted: Cell::new(false) };
+        // The engine asks again and heeds the answer. While the caller is the only thread, the first time costs nothing; later the
+        // kernel waits for all processors (10 to 30 ms were seen).
+        let _ = sys::raw::can_fence();
         let lead = sys::thread::spawn("hotbackup", {
             let control = Arc::clone(&control);
             move || conductor::run(plan, &control, &caller)
