@@ -620,7 +620,7 @@ impl Engine<'_> {
                 return Err(Error::NoSpace { path, needed: owed, available, reserve }.into());
             }
         }
-        self.space_due = Instant::now() + begun.elapsed() * 100;
+        self.space_due = Instant::now() + (begun.elapsed() * 100).min(Duration::from_secs(1));
         Ok(())
     }
 

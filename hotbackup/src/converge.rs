@@ -386,7 +386,10 @@ impl Engine<'_> {
     }
 
     /// Has everything looked at that counts for the lag. What has no bytes to copy no longer counts.
-    pub(crate) fn queue_what_is_owed(&mut self) -> Result<(), Trouble> {
+    pub(crate) fn queue_what_is_owed(&mut self) {
+        if WATCH.ledger.lag() == 0 {
+            return;
+        }
         for id in self.tree.ids() {
             let node = self.tree.node(id);
             if !node.marks.owes_lag() || node.replaced {
@@ -394,11 +397,10 @@ impl Engine<'_> {
             }
             match node.copy {
                 _ if !node.is_file() || node.missing => node.marks.discount(&WATCH.ledger),
-                Copy::Owed => crate::walk::push(&mut self.to_copy, id, self.tree.is_fixed())?,
+                Copy::Owed => self.to_copy.push(id),
                 Copy::Done | Copy::Running => node.marks.mark_flags(&WATCH.ledger, 0),
             }
         }
-        Ok(())
     }
 
     /// Has a file that was found while converging count for the lag. Nobody waits for one that was large when it was found:

@@ -96,9 +96,9 @@ pub(crate) struct Holes {
 /// Makes `range` of the copy equal to the source's: data is copied, holes are punched unless the copy is fresh and
 /// has none of it. Stops where the source ends.
 ///
-/// A block of zeros that was read is looked up with `SEEK_DATA`; where holes are likely, that is asked before each read of a few
-/// blocks. `SEEK_HOLE` is never asked: on tmpfs it walks all the data up to the next hole, so that a file copied in pieces would cost
-/// the square of its size.
+/// A block of zeros that was read is looked up with `SEEK_DATA`, and where holes are likely, what follows a short read: of a hole
+/// nothing is in the cache. `SEEK_HOLE` is never asked: on tmpfs it walks all the data up to the next hole, so that a file copied in
+/// pieces would cost the square of its size.
 pub(crate) fn copy_range(
     source: &Source,
     copy: BorrowedFd<'_>,
@@ -130,7 +130,7 @@ pub(crate) fn copy_range(
             return Ok(());
         }
         let data = data_before_hole(source.as_fd(), bytes, at, range.end);
-        ask = holes.likely || data < bytes.len();
+        ask = data < bytes.len() || holes.likely && bytes.len() < most;
         if data > 0 {
             pace.before(data as u64)?;
             write_all(copy, &bytes[..data], at)?;

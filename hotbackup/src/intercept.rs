@@ -297,7 +297,8 @@ const FAIR_SHARE: u64 = 4;
 ///
 /// Of many that wait the same ones may come too late again and again. So whoever has waited for a while goes on when all that
 /// was owed when it came was dealt with, whatever others owe by now. With the bound 0 each waits for its own anyway. And nobody
-/// waits for an engine that has nothing left to do, whatever the lag is said to be.
+/// waits for long for an engine that has nothing left to do, whatever the lag is said to be; with the bound 0 not before that while,
+/// since whoever has marked the same file may not have queued it yet.
 pub(crate) fn wait_for_relief() {
     let bound = WATCH.lag_bound.load(Ordering::Relaxed);
     if bound == u64::MAX {
@@ -326,10 +327,13 @@ pub(crate) fn wait_for_relief() {
     }
     loop {
         let relief = WATCH.relief.load(Ordering::SeqCst);
-        if !behind() || nothing_left() {
+        if !behind() {
             break;
         }
         let waited = sys::raw::monotonic_ns().saturating_sub(begun);
+        if nothing_left() && (bound != 0 || waited >= share) {
+            break;
+        }
         if bound != 0 && waited >= share && dealt_with() {
             break;
         }
