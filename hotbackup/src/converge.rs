@@ -385,22 +385,27 @@ impl Engine<'_> {
         self.plan.max_lag.is_none()
     }
 
-    /// Has everything looked at that counts for the lag. What has no bytes to copy no longer counts.
-    pub(crate) fn queue_what_is_owed(&mut self) {
+    /// Deals with everything that counts for the lag, whether it is queued or not: whoever has marked a file last may not have queued
+    /// it yet. What has no bytes to copy no longer counts.
+    pub(crate) fn settle_what_is_owed(&mut self) -> Result<(), Trouble> {
         if WATCH.ledger.lag() == 0 {
-            return;
+            return Ok(());
         }
         for id in self.tree.ids() {
             let node = self.tree.node(id);
-            if !node.marks.owes_lag() || node.replaced {
+            let marks = node.marks;
+            if node.replaced || !marks.owes_lag() {
                 continue;
             }
             match node.copy {
-                _ if !node.is_file() || node.missing => node.marks.discount(&WATCH.ledger),
+                _ if !node.is_file() || node.missing => marks.discount(&WATCH.ledger),
                 Copy::Owed => self.to_copy.push(id),
-                Copy::Done | Copy::Running => node.marks.mark_flags(&WATCH.ledger, 0),
+                Copy::Running => {}
+                // It stays queued, if it is: who has said so has not put it into the queue yet.
+                Copy::Done => self.settle(marks).inspect_err(|_| marks.mark_flags(&WATCH.ledger, 0))?,
             }
         }
+        Ok(())
     }
 
     /// Has a file that was found while converging count for the lag. Nobody waits for one that was large when it was found:

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -632,8 +633,6 @@ impl Desk {
         Ok(())
     }
 }
-
-use std::os::unix::ffi::OsStrExt;
 
 /// Whether there are more threads with work to do than processors, as one of them feels it. A second copier would take from the
 /// program then what the backup hardly gains.

@@ -102,7 +102,7 @@ impl Engine<'_> {
                         is_of_file = true;
                         self.give_way(id, unsteady)?;
                     }
-                    self.queue_what_is_owed();
+                    self.settle_what_is_owed().map_err(|t| self.explain(t))?;
                     self.give_time(self.held_up).map_err(|t| self.explain(t))?;
                 }
             }
@@ -284,11 +284,14 @@ impl Engine<'_> {
         self.ask_again();
         let settled = self.settle_queue()?;
         let copied = self.copy_found()?;
-        if !settled && !copied {
-            WATCH.idle_rounds.fetch_add(1, Ordering::SeqCst);
-            self.rest(Duration::from_micros(200));
+        if settled || copied {
+            return Ok(true);
         }
-        Ok(settled || copied)
+        if WATCH.waiters.load(Ordering::SeqCst) > 0 {
+            self.settle_what_is_owed()?;
+        }
+        self.rest(Duration::from_micros(200));
+        Ok(false)
     }
 
     /// Closes the gate, copies what is left, opens it. Returns the instant and how long the gate was closed.

@@ -296,9 +296,7 @@ const FAIR_SHARE: u64 = 4;
 /// Waits until the engine has caught up, if it is behind; at most `max_stall`, then the session fails.
 ///
 /// Of many that wait the same ones may come too late again and again. So whoever has waited for a while goes on when all that
-/// was owed when it came was dealt with, whatever others owe by now. With the bound 0 each waits for its own anyway. And nobody
-/// waits for long for an engine that has nothing left to do, whatever the lag is said to be; with the bound 0 not before that while,
-/// since whoever has marked the same file may not have queued it yet.
+/// was owed when it came was dealt with, whatever others owe by now. With the bound 0 each waits for its own anyway.
 pub(crate) fn wait_for_relief() {
     let bound = WATCH.lag_bound.load(Ordering::Relaxed);
     if bound == u64::MAX {
@@ -319,8 +317,6 @@ pub(crate) fn wait_for_relief() {
     let rounds = WATCH.rounds.load(Ordering::SeqCst);
     // One round may have been under way.
     let dealt_with = || WATCH.rounds.load(Ordering::SeqCst).wrapping_sub(rounds) >= 2;
-    let idle_rounds = WATCH.idle_rounds.load(Ordering::SeqCst);
-    let nothing_left = || WATCH.idle_rounds.load(Ordering::SeqCst).wrapping_sub(idle_rounds) >= 2;
     WATCH.waiters.fetch_add(1, Ordering::SeqCst);
     if bound == 0 {
         WATCH.call_for_work();
@@ -331,9 +327,6 @@ pub(crate) fn wait_for_relief() {
             break;
         }
         let waited = sys::raw::monotonic_ns().saturating_sub(begun);
-        if nothing_left() && (bound != 0 || waited >= share) {
-            break;
-        }
         if bound != 0 && waited >= share && dealt_with() {
             break;
         }

@@ -293,8 +293,6 @@ pub(crate) struct Watch {
     pub(crate) drained: AtomicU64,
     /// Counts how often the engine has dealt with all of the queue that it took.
     pub(crate) rounds: AtomicU32,
-    /// Counts the rounds in which the engine has found nothing to do.
-    pub(crate) idle_rounds: AtomicU32,
     /// Changes whenever lag was worked off; those who wait for it sleep on it.
     pub(crate) relief: AtomicU32,
     pub(crate) waiters: AtomicU32,
@@ -325,7 +323,6 @@ pub(crate) static WATCH: Watch = Watch {
     marked: AtomicU64::new(0),
     drained: AtomicU64::new(0),
     rounds: AtomicU32::new(0),
-    idle_rounds: AtomicU32::new(0),
     relief: AtomicU32::new(0),
     waiters: AtomicU32::new(0),
     work: AtomicU32::new(0),
