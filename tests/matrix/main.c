@@ -31,7 +31,7 @@ extern const struct row __start_rows[], __stop_rows[];
 enum moment { BEFORE, WHILE, AFTER, FREEZE, HIDDEN, MOMENTS };
 static const char *const moment_names[MOMENTS] = {"before", "while", "after", "freeze", "hidden"};
 
-enum { BALLAST = 4 << 20, SLOW = 160 << 10, UNTIL_OLD_MS = 300 };
+enum { BALLAST = 4 << 20, SLOW = 160 << 10, UNTIL_OLD_MS = 300, UNTIL_MISSED_MS = 5000 };
 
 static enum moment moment;
 static const struct row *row;
@@ -39,6 +39,7 @@ static char destination[PATH_MAX], partial[PATH_MAX], manifest[PATH_MAX];
 static char *at_first, *at_last; /* fingerprints of the source */
 static bool changed;
 static int slow; /* the descriptor of the call that the freeze waits for */
+static atomic_long slow_begun_ms, session_ended; /* when that call was begun; whether nothing comes any more */
 static char warnings[4096];
 
 /* The library, as a program finds it that does not link it. */
@@ -72,6 +73,12 @@ void reap(pid_t child) {
 static void nap_us(long us) {
     struct timespec time = {us / 1000000, us % 1000000 * 1000};
     RAW_4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &time, 0);
+}
+
+static long now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 static int make(const char *path, size_t size, unsigned seed) {
@@ -157,6 +164,7 @@ static void before_cut(void *unused) {
     if (moment == FREEZE && !slow) {
         CHECK((slow = open(inside("slow"), O_WRONLY)) > 0);
         slow_write_begin(pwrite, slow, 0);
+        slow_begun_ms = now_ms();
     }
     if (changed || (moment != AFTER && moment != HIDDEN)) return;
     change();
@@ -211,6 +219,7 @@ static void *back_up(void *unused) {
     options.on_warning = on_warning;
     status = API(hotbackup_backup)(&options, &report);
     snprintf(error, sizeof error, "%s", status == HOTBACKUP_STATUS_OK ? "" : API(hotbackup_last_error)());
+    session_ended = 1;
     return NULL;
 }
 
@@ -255,11 +264,8 @@ static bool change_in_freeze(void) {
     CHECK(stat_fd >= 0);
     CHECK(pthread_create(&session, NULL, back_up, NULL) == 0);
     long frozen = -1;
-    struct timespec now, end;
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    for (end.tv_sec += 5; frozen < 0; nap_us(20)) {
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        if (now.tv_sec > end.tv_sec) break;
+    /* However late before_cut comes: a call that it begins behind our last look would wait for ever. */
+    for (; frozen < 0 && !session_ended && !(slow_begun_ms && now_ms() - slow_begun_ms > UNTIL_MISSED_MS); nap_us(20)) {
         hotbackup_progress progress = {.size = sizeof progress};
         bool cut = API(hotbackup_progress_now)(NULL, &progress) == HOTBACKUP_STATUS_OK &&
                    progress.phase == HOTBACKUP_PHASE_CUT;
