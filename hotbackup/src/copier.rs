@@ -536,9 +536,10 @@ impl Desk {
 
     /// Copies chunks of a file until none is left to take, or `is_enough`; whoever finishes the last one finishes the file.
     fn help(&self, large: &Arc<Large>, buffer: &mut PageBuffer, mut is_enough: impl FnMut() -> bool) {
+        let mut trail = Trail::behind(large);
         while let Some(range) = large.take_chunk() {
             let stopped = large.fault.lock().is_some();
-            if !stopped && let Err(fault) = self.copy_chunk(large, range, buffer) {
+            if !stopped && let Err(fault) = self.copy_chunk(large, range, buffer, &mut trail) {
                 large.fault.lock().get_or_insert(fault);
             }
             let last = {
@@ -557,21 +558,18 @@ impl Desk {
         self.work.lock().large.retain(|other| !Arc::ptr_eq(other, large));
     }
 
-    fn copy_chunk(&self, large: &Large, range: Range<u64>, buffer: &mut PageBuffer) -> Result<(), Fault> {
+    fn copy_chunk(
+        &self,
+        large: &Large,
+        range: Range<u64>,
+        buffer: &mut PageBuffer,
+        trail: &mut Trail<'_>,
+    ) -> Result<(), Fault> {
         let open = &large.open;
         open.marks.clear(&WATCH.ledger, range.clone());
-        let mut pace = FirstPace { desk: self, large, digester: Digester::new() };
+        let mut pace = FirstPace { desk: self, large, digester: Digester::new(), trail };
         let holes = Holes { likely: is_sparse(&open.attributes), fresh: true };
-        copy_range(&open.source, open.copy.as_fd(), range.clone(), holes, buffer, &mut pace)?;
-        if open.attributes.size > LARGE {
-            // Dirty pages of ours must not pile up in front of the host's fsync.
-            let _ = sys::raw::write_out(open.copy.as_fd(), range.start, CHUNK, false);
-            if let Some(before) = range.start.checked_sub(CHUNK) {
-                let _ = sys::raw::write_out(open.copy.as_fd(), before, CHUNK, true);
-                source::let_go(open.copy.as_fd(), before, CHUNK);
-            }
-        }
-        Ok(())
+        copy_range(&open.source, open.copy.as_fd(), range, holes, buffer, &mut pace)
     }
 
     fn finish(&self, large: &Large) {
@@ -780,14 +778,63 @@ pub(crate) fn blocks_of(size: u64) -> usize {
     if size > 1 << 40 { 0 } else { size.div_ceil(BLOCK_BYTES as u64) as usize }
 }
 
+/// Has what a copier writes to a large file written out right behind it, little at a time, and the cache let go of it: an fsync of
+/// the host's waits for all that the disk has to do for us just then. This is no more than a kindness: everything is synced later,
+/// and errors show there.
+struct Trail<'a> {
+    copy: Option<BorrowedFd<'a>>,
+    /// What was written last.
+    fresh: Range<u64>,
+    /// What came before, which is being written out.
+    under_way: Range<u64>,
+}
+
+impl<'a> Trail<'a> {
+    /// How much is written out at a time.
+    const STEP: u64 = 1 << 20;
+
+    fn behind(large: &'a Large) -> Trail<'a> {
+        let is_large = large.open.attributes.size > LARGE;
+        Trail { copy: is_large.then(|| large.open.copy.as_fd()), fresh: 0..0, under_way: 0..0 }
+    }
+
+    fn wrote(&mut self, range: Range<u64>) {
+        let Some(copy) = self.copy else { return };
+        if range.start != self.fresh.end {
+            self.step(copy);
+            self.fresh = range;
+        } else {
+            self.fresh.end = range.end;
+        }
+        if self.fresh.end - self.fresh.start >= Trail::STEP {
+            self.step(copy);
+        }
+    }
+
+    fn step(&mut self, copy: BorrowedFd<'_>) {
+        let len = |range: &Range<u64>| range.end - range.start;
+        let end = self.fresh.end;
+        let before = std::mem::replace(&mut self.under_way, std::mem::replace(&mut self.fresh, end..end));
+        // No length would mean up to the end of the file.
+        if !self.under_way.is_empty() {
+            let _ = sys::raw::write_out(copy, self.under_way.start, len(&self.under_way), false);
+        }
+        if !before.is_empty() {
+            let _ = sys::raw::write_out(copy, before.start, len(&before), true);
+            source::let_go(copy, before.start, len(&before));
+        }
+    }
+}
+
 /// The pace of first copies: throttled, cancellable, and noting digests.
-struct FirstPace<'a> {
+struct FirstPace<'a, 'b> {
     desk: &'a Desk,
     large: &'a Large,
     digester: Digester,
+    trail: &'a mut Trail<'b>,
 }
 
-impl Pace for FirstPace<'_> {
+impl Pace for FirstPace<'_, '_> {
     fn piece(&mut self, len: usize) -> usize {
         self.desk.control.limiter.piece(len)
     }
@@ -809,6 +856,7 @@ impl Pace for FirstPace<'_> {
             let large = self.large;
             self.digester.piece(large.open.attributes.size, at..at + len, Some(bytes), large.note_digest());
         }
+        self.trail.wrote(at..at + len);
     }
 
     fn skipped(&mut self, range: Range<u64>) {

@@ -33,6 +33,8 @@ pub(crate) type XattrDigests = HashMap<NodeId, u64>;
 const BATCH: usize = 128;
 /// Batches that may wait for a copier.
 const WAITING: usize = 8;
+/// How much of a copy is written out at once: an fsync of the host's waits for it.
+const AT_ONCE: usize = 4 << 20;
 
 /// One entry that is to get its attributes.
 struct ToGive {
@@ -252,8 +254,12 @@ impl Engine<'_> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if size > LARGE
             && let Ok(copy) = openat(at, name.as_c_str(), flags, Mode::empty())
-            && sys::raw::write_out(copy.as_fd(), 0, size, true).is_ok()
         {
+            for from in (0..size).step_by(AT_ONCE) {
+                if sys::raw::write_out(copy.as_fd(), from, AT_ONCE as u64, true).is_err() {
+                    return;
+                }
+            }
             source::let_go(copy.as_fd(), 0, size);
         }
     }
