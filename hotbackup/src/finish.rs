@@ -167,7 +167,7 @@ impl Engine<'_> {
     }
 
     /// The entries of a directory that are directories, or that are not. A node with several names is dealt with once.
-    fn first_entries(&self, directory: NodeId, directories: bool) -> Vec<(NodeId, Name)> {
+    pub(crate) fn first_entries(&self, directory: NodeId, directories: bool) -> Vec<(NodeId, Name)> {
         let all = (0..self.tree.entries(directory)).map(|index| (index, self.tree.entry(directory, index)));
         all.filter(|&(index, (id, name))| {
             let node = self.tree.node(id);

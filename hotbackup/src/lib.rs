@@ -41,6 +41,8 @@ mod direct;
 #[cfg(not(loom))]
 mod doctor;
 #[cfg(not(loom))]
+mod durable;
+#[cfg(not(loom))]
 mod error;
 mod extents;
 #[cfg(not(loom))]

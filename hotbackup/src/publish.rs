@@ -29,7 +29,7 @@ impl Engine<'_> {
     pub(crate) fn publish(&mut self, cut: &Cut) -> Result<Option<PathBuf>> {
         let directories = self.reconcile()?;
         let mut xattrs = self.finish(&directories)?;
-        self.sync_all()?;
+        let syncing = self.sync_staged(&directories)?;
         for index in 0..self.pairs.len() {
             self.move_into_place(index, &mut xattrs)?;
         }
@@ -37,7 +37,7 @@ impl Engine<'_> {
         for pair in &self.pairs {
             pair.destination.clear_staging()?;
         }
-        self.sync_all()?;
+        self.sync_placed(syncing)?;
         for index in 0..self.pairs.len() {
             self.check_alone(index)?;
         }
@@ -68,10 +68,6 @@ impl Engine<'_> {
             expected.insert(MANIFEST_NAME.as_bytes());
         }
         pair.destination.check_holds_only(|name| expected.contains(name))
-    }
-
-    fn sync_all(&self) -> Result<()> {
-        self.pairs.iter().try_for_each(|pair| pair.destination.sync_all())
     }
 
     /// Renames the top entries of a staged tree to the destination's root, and gives directories their attributes

@@ -8,6 +8,7 @@ use super::{Scratch, calls, say};
 
 /// A filesystem in a file, mounted until this goes.
 pub struct Mounted {
+    image: PathBuf,
     place: PathBuf,
 }
 
@@ -24,7 +25,20 @@ impl Mounted {
         if !made {
             say(&format!("skipped: {make} and mounting need root and the program"));
         }
-        made.then_some(Mounted { place })
+        made.then_some(Mounted { image, place })
+    }
+
+    /// What a power cut does: it goes on with what has reached the disk by now.
+    pub fn cut_power(&self) {
+        let run = |command: &mut Command| {
+            let output = command.output().expect("the program is there");
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        let left = self.image.with_extension("left");
+        run(Command::new("cp").arg("--sparse=always").arg(&self.image).arg(&left));
+        run(Command::new("umount").arg(&self.place));
+        fs::rename(&left, &self.image).expect("the image can be replaced");
+        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.place));
     }
 
     pub fn dir(&self, name: &str) -> PathBuf {

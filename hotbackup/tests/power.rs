@@ -1,0 +1,69 @@
+//! A backup that was reported as complete is still there, and right, when the power goes.
+//!
+//! Method: the destination lies on a filesystem in a file. The moment the backup is reported, that file is copied: it holds what has
+//! reached the disk. The copy is mounted. What the host had written there and not synced tells how the backup was synced: beside few
+//! files of ours much that is dirty stays dirty, beside many files the whole filesystem is synced.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use common::Scratch;
+use common::mounted::Mounted;
+use common::tree::{Compare, Tree};
+use hotbackup::{Backup, KeepFree, Session};
+
+/// What a host leaves dirty beside the backup.
+const DIRTY: usize = 256 << 20;
+
+/// Makes a source with `files` files of several kinds.
+fn make_source(source: &Path, files: usize) {
+    for i in 0..files {
+        let directory = source.join(format!("d{}/e{}", i % 3, i % 2));
+        fs::create_dir_all(&directory).expect("a directory");
+        let file = directory.join(format!("file {i}"));
+        fs::write(&file, vec![i as u8; i % 5 * 10_007]).expect("a file");
+        if i % 7 == 0 {
+            fs::hard_link(&file, source.join(format!("second name {i}"))).expect("a second name");
+        }
+    }
+    fs::write(source.join("large"), vec![0x5a; 40 << 20]).expect("a large file");
+    let sparse = File::create(source.join("sparse")).expect("a file");
+    sparse.set_len(64 << 20).expect("a size");
+    rustix::io::pwrite(&sparse, b"in the middle", 32 << 20).expect("a write");
+}
+
+fn back_up_and_cut_power(make: &str, arguments: &[&str], files: usize) -> Option<bool> {
+    let scratch = Scratch::new(true);
+    let disk = Mounted::new(&scratch, make, arguments)?;
+    let source = scratch.dir("source");
+    make_source(&source, files);
+    let (destination, hosts) = (disk.dir("destination"), disk.dir("host"));
+    File::open(&hosts).and_then(|directory| directory.sync_all()).expect("the host's directory is there");
+    let mut dirty = File::create(hosts.join("dirty")).expect("a file");
+    dirty.write_all(&vec![7; DIRTY]).expect("room");
+    drop(dirty);
+    let backup = Backup::from(&source).to(&destination).keep_free(KeepFree::Bytes(0));
+    backup.start().and_then(Session::finish).expect("a backup");
+    disk.cut_power();
+    let wrong = common::unverified(&destination);
+    assert!(wrong.is_empty(), "{make}, {files} files: {wrong:#?}");
+    let wanted = Tree::read(&source).expect("the source");
+    let found = Tree::read_destination(&destination).expect("the copy");
+    let differences = wanted.differences(&found, Compare { times: true, allocation: false }, 10);
+    assert!(differences.is_empty(), "{make}, {files} files: {differences:#?}");
+    Some(fs::metadata(hosts.join("dirty")).is_ok_and(|dirty| dirty.len() == DIRTY as u64))
+}
+
+#[test]
+fn a_power_cut_behind_a_backup_loses_nothing_of_it() {
+    let _alone = common::alone();
+    for (make, arguments) in [("mkfs.ext4", &["-q"][..]), ("mkfs.xfs", &["-q"]), ("mkfs.btrfs", &["-q"])] {
+        for (files, syncs_the_host) in [(20, false), (3000, true)] {
+            let Some(host_was_synced) = back_up_and_cut_power(make, arguments, files) else { return };
+            assert_eq!(host_was_synced, syncs_the_host, "{make}, {files} files");
+        }
+    }
+}
