@@ -3,29 +3,29 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::measure::{Done, Figure, Target, interleave, note, scaled};
+use crate::measure::{Done, Figure, Target, interleave_often, note, scaled};
 use crate::place::{Place, run};
 
 /// The call, its bytes, threads, how often it is made, and what it may cost more.
 type Case = (&'static str, &'static str, &'static str, u64, f64);
 
 const CASES: [Case; 16] = [
-    ("pwrite", "16", "1", 2_000_000, 5.0),
-    ("pwrite", "4096", "1", 2_000_000, 5.0),
-    ("write", "16", "1", 2_000_000, 5.0),
-    ("write", "4096", "1", 2_000_000, 5.0),
-    ("pread", "16", "1", 2_000_000, 5.0),
-    ("pread", "4096", "1", 2_000_000, 5.0),
-    ("pwrite", "16", "2", 2_000_000, 5.0),
-    ("pwrite", "4096", "2", 2_000_000, 5.0),
-    ("write", "16", "2", 2_000_000, 5.0),
-    ("write", "4096", "2", 2_000_000, 5.0),
-    ("pread", "16", "2", 2_000_000, 5.0),
-    ("pread", "4096", "2", 2_000_000, 5.0),
-    ("open", "16", "1", 500_000, 30.0),
-    ("open", "16", "2", 500_000, 30.0),
-    ("create", "16", "1", 200_000, 30.0),
-    ("create", "16", "2", 200_000, 30.0),
+    ("pwrite", "16", "1", 200_000, 5.0),
+    ("pwrite", "4096", "1", 200_000, 5.0),
+    ("write", "16", "1", 200_000, 5.0),
+    ("write", "4096", "1", 200_000, 5.0),
+    ("pread", "16", "1", 200_000, 5.0),
+    ("pread", "4096", "1", 200_000, 5.0),
+    ("pwrite", "16", "2", 200_000, 5.0),
+    ("pwrite", "4096", "2", 200_000, 5.0),
+    ("write", "16", "2", 200_000, 5.0),
+    ("write", "4096", "2", 200_000, 5.0),
+    ("pread", "16", "2", 200_000, 5.0),
+    ("pread", "4096", "2", 200_000, 5.0),
+    ("open", "16", "1", 50_000, 30.0),
+    ("open", "16", "2", 50_000, 30.0),
+    ("create", "16", "1", 20_000, 30.0),
+    ("create", "16", "2", 20_000, 30.0),
 ];
 
 fn name((call, bytes, threads, ..): Case) -> String {
@@ -50,20 +50,38 @@ fn programs(place: &Place) -> Done<(PathBuf, PathBuf)> {
     Ok((program, library))
 }
 
+/// A library that does nothing but count which calls are under way.
+fn wrapper(place: &Place) -> Done<PathBuf> {
+    let library = place.path().join("wrapper.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/figures/wrapper.c");
+    let options = ["-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", source, "-o"];
+    run(Command::new("gcc").args(options).arg(&library))?;
+    Ok(library)
+}
+
 /// Nanoseconds a call, on tmpfs.
 pub fn idle() -> Done {
     let place = Place::tmpfs()?;
     let (program, library) = programs(&place)?;
+    let wrapper = wrapper(&place)?;
     for case in CASES {
         let (call, bytes, threads, count, target) = case;
         let side = |preload: &Path| -> Done<f64> {
             let mut command = Command::new(&program);
-            command.args([call, bytes, threads, &scaled(count, 20_000).to_string()]).arg(place.path());
+            command.args([call, bytes, threads, &scaled(count, 2_000).to_string()]).arg(place.path());
             Ok(run(command.env("LD_PRELOAD", preload))?.trim().parse()?)
         };
-        let seen = interleave(&mut [&mut || side(&library), &mut || side(Path::new(""))])?;
+        let seen = interleave_often(
+            5,
+            &mut [&mut || side(&library), &mut || side(Path::new("")), &mut || side(&wrapper)],
+        )?;
         let figure = Figure::new("idle", name(case), "ns", seen[0].clone(), ("not preloaded", &seen[1]));
         note(figure.target(Target::AddedAtMost(target)))?;
+        if call.ends_with("write") {
+            let what = format!("{}, an empty wrapper", name(case));
+            let figure = Figure::new("idle", what, "ns", seen[2].clone(), ("not preloaded", &seen[1]));
+            note(figure.target(Target::AddedAtMost(target)))?;
+        }
     }
     Ok(())
 }

@@ -174,8 +174,13 @@ pub fn is_chosen(row: &str) -> bool {
 
 /// Has every side do its work, in turn, again and again. The first turn of each warms up and does not count.
 pub fn interleave<T>(sides: &mut [&mut dyn FnMut() -> Done<T>]) -> Done<Vec<Vec<T>>> {
+    interleave_often(1, sides)
+}
+
+/// The same with so many times as many rounds, for what is short and differs little.
+pub fn interleave_often<T>(times: usize, sides: &mut [&mut dyn FnMut() -> Done<T>]) -> Done<Vec<Vec<T>>> {
     let mut seen: Vec<Vec<T>> = sides.iter().map(|_| Vec::new()).collect();
-    for round in 0..=rounds() {
+    for round in 0..=times * rounds() {
         for (side, seen) in sides.iter_mut().zip(&mut seen) {
             let number = side()?;
             if round > 0 {

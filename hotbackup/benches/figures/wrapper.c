@@ -1,0 +1,20 @@
+/* A library to preload that has as little to do as one can that has to know which calls are under way: it notes that the thread is
+ * inside, looks at a flag, makes the call, and notes that the thread is outside again. */
+#include <sys/types.h>
+
+ssize_t pwrite64(int, const void *, size_t, off_t);
+ssize_t __write(int, const void *, size_t);
+
+static _Thread_local volatile unsigned inside;
+volatile int is_armed;
+
+#define AROUND(real)                                                                                                                  \
+    inside++;                                                                                                                         \
+    if (__builtin_expect(is_armed, 0)) return -1;                                                                                     \
+    ssize_t done = real;                                                                                                              \
+    inside--;                                                                                                                         \
+    return done
+
+ssize_t pwrite(int fd, const void *bytes, size_t len, off_t at) { AROUND(pwrite64(fd, bytes, len, at)); }
+
+ssize_t write(int fd, const void *bytes, size_t len) { AROUND(__write(fd, bytes, len)); }
