@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom, Statx, StatxFlags};
 
 pub use crate::async_io::{
     Entry, asking, destroying, entering, leaving, queueing, queueing_list, reaping, registering, set_up,
@@ -185,19 +185,24 @@ fn captured<R: Outcome>(
         inside.step_out();
         return real();
     }
-    let Some(mut pending) = wait_and_look(inside, gate, change) else {
-        return real();
+    let _errno;
+    let result = {
+        // Filled and used where it lies: it is large.
+        let mut pending = None;
+        wait_and_look(inside, gate, change, &mut pending);
+        let Some(about) = &mut pending else { return real() };
+        if about.is_beside_the_point() {
+            about.forget();
+            drop(pending);
+            inside.step_out();
+            return real();
+        }
+        inside.slot().count();
+        let result = real();
+        _errno = sys::errno::Preserve::new();
+        about.done = Some(result.done());
+        result
     };
-    if pending.is_beside_the_point() {
-        pending.forget();
-        inside.step_out();
-        return real();
-    }
-    inside.slot().count();
-    let result = real();
-    let _errno = sys::errno::Preserve::new();
-    pending.done = Some(result.done());
-    drop(pending);
     if !inside.is_nested() {
         inside.step_out();
         wait_for_relief();
@@ -265,20 +270,24 @@ pub(crate) fn pass_the_gate_and_audit(
     }
 }
 
-/// Waits at the closed gate, then finds out what the call is about. `None` if the session has ended.
-fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change) -> Option<Pending> {
+/// Waits at the closed gate, then finds out what the call is about; nothing if the session has ended.
+fn wait_and_look(inside: &Inside<'_>, gate: &Gate, change: Change, about: &mut Option<Pending>) {
     let mut behind = BehindAudit::default();
     loop {
         let state = pass_the_gate(inside, gate, || false);
         if state == State::Idle {
-            return None;
+            return;
         }
-        let pending =
-            guarded(|| Pending::look(inside, change, state)).unwrap_or_else(|| Pending::blind(change));
-        if !pending.is_blind() || !behind.has_to_wait(inside, state) {
-            return Some(pending);
+        if guarded(|| *about = Some(Pending::look(inside, change, state))).is_none() {
+            *about = Some(Pending::blind(change));
         }
-        pending.forget();
+        if !about.as_ref().is_some_and(Pending::is_blind) || !behind.has_to_wait(inside, state) {
+            return;
+        }
+        if let Some(pending) = about {
+            pending.forget();
+        }
+        *about = None;
         BehindAudit::wait(inside);
     }
 }
@@ -365,16 +374,18 @@ impl Found {
         };
         let flags = if path.is_empty() { flags | AtFlags::EMPTY_PATH } else { flags };
         let wanted = StatxFlags::INO | StatxFlags::TYPE | StatxFlags::SIZE;
-        let found = Found::from(&statx(dir, path, flags, wanted).ok()?);
+        let found = sys::raw::statx_in_place(dir, path, flags, wanted, Found::from).ok()?;
         if state == State::Audit
             && let Some(marks) = found.marks
             && marks.audited(WATCH.generation.load(Ordering::SeqCst)).is_none()
         {
             let wanted = wanted | STAMP;
-            let now = statx(dir, path, flags, wanted).ok()?;
-            if Found::from(&now).is(&found) {
-                audit(marks, stamp(&now));
-            }
+            let audit_now = |now: &Statx| {
+                if Found::from(now).is(&found) {
+                    audit(marks, stamp(now));
+                }
+            };
+            sys::raw::statx_in_place(dir, path, flags, wanted, audit_now).ok()?;
         }
         Some(found)
     }
@@ -682,8 +693,8 @@ impl Pending {
         matches!(self.about, About::BesideThePoint)
     }
 
-    /// Lets go without marking anything.
-    fn forget(mut self) {
+    /// Has nothing marked when this is dropped.
+    fn forget(&mut self) {
         self.done = Some(Done::Failure(0));
     }
 
@@ -1050,7 +1061,9 @@ mod tests {
             Change::Attributes { fd: file.as_raw_fd() },
             Change::Open { file: At::cwd(path.as_ptr()), flags: libc::O_CREAT },
         ] {
-            let pending = wait_and_look(&inside, gate, change).expect("a session");
+            let mut about = None;
+            wait_and_look(&inside, gate, change, &mut about);
+            let mut pending = about.expect("a session");
             assert!(!pending.is_blind(), "{change:?}");
             pending.forget();
         }

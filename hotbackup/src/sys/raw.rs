@@ -1,9 +1,10 @@
 //! System calls that rustix does not offer, made without libc, which may be hooked.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{AtFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier as sys_membarrier};
 use syscalls::{Sysno, syscall};
@@ -34,6 +35,24 @@ pub(crate) fn getpid() -> u32 {
 /// The thread id.
 pub(crate) fn gettid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Asks statx(2) and has `read` see what the kernel answers where it lies: rustix's copies it.
+#[inline]
+pub(crate) fn statx_in_place<T>(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: AtFlags,
+    wanted: StatxFlags,
+    read: impl FnOnce(&Statx) -> T,
+) -> Result<T, Errno> {
+    let mut found = MaybeUninit::<Statx>::uninit();
+    let (flags, wanted) = (flags.bits(), wanted.bits());
+    // SAFETY: the path ends with NUL; `Statx` is the kernel's struct, which rustix hands to it in the same way.
+    unsafe { syscall!(Sysno::statx, dir.as_raw_fd(), path.as_ptr(), flags, wanted, found.as_mut_ptr()) }
+        .map_err(errno)?;
+    // SAFETY: the kernel has filled it.
+    Ok(read(unsafe { found.assume_init_ref() }))
 }
 
 /// Copies the NUL-terminated string at `path` into `buffer` by way of the kernel, so that a bad pointer is an error
