@@ -192,11 +192,34 @@ fn of(rounds: &[Round], number: impl Fn(&Round) -> f64) -> Vec<f64> {
 }
 
 /// The longest call, which no freeze explains, in each round.
-fn longest(row: &str, what: &str, own: &[Round], idle: &[Round]) -> Done {
+fn longest(row: &str, what: &str, own: &[Round], idle: &[Round], beside_cp: &[Round]) -> Done {
     let of_rounds = |rounds| of(rounds, |round: &Round| round.calls.longest_outside(&round.reports));
     let what = format!("longest call outside the freeze, {what}");
-    let figure = Figure::new(row, what, "ms", of_rounds(own), ("no backup", &of_rounds(idle)));
-    note(figure.target(Target::AddedAtMost(2.0)))
+    let figure =
+        |other, others| Figure::new(row, what.clone(), "ms", of_rounds(own), (other, &of_rounds(others)));
+    note(figure("no backup", idle).target(Target::AddedAtMost(2.0)))?;
+    note(figure(BESIDE_CP, beside_cp))
+}
+
+/// What a host feels of a copy that knows nothing of it.
+const BESIDE_CP: &str = "beside cp -a; sync -f";
+
+/// The load while `cp` copies its files, again and again until the time is over.
+fn beside_cp(load: &Load<'_>, place: &Place, time: Duration) -> Done<Round> {
+    let to = place.destination()?;
+    let (calls, took) = load.during_parts(|parts| {
+        let (begun, mut took) = (Instant::now(), Vec::new());
+        while took.is_empty() || begun.elapsed() < time {
+            let own = to.path().join(took.len().to_string());
+            fs::create_dir(&own)?;
+            let from = SystemTime::now();
+            took.push(seconds(|| copy(&["cp", "-a"], load.source, &own))?);
+            parts.push((from, SystemTime::now()));
+            fs::remove_dir_all(&own)?;
+        }
+        Ok(took[0])
+    })?;
+    Ok(Round { calls, took, reports: Vec::new() })
 }
 
 fn writing_time() -> Duration {
@@ -215,16 +238,11 @@ pub fn saturating() -> Done {
                 let took = seconds(|| copy(&["cp", "-a"], &source, to.path()))?;
                 Ok(Round { took, ..without(&load, Duration::ZERO)? })
             };
-            let mut beside_cp = || -> Done<Round> {
-                let to = place.destination()?;
-                let (calls, took) = load.during(|| seconds(|| copy(&["cp", "-a"], &source, to.path())))?;
-                Ok(Round { calls, took, reports: Vec::new() })
-            };
             let seen = interleave(&mut [
                 &mut || within(&load, &place, Duration::ZERO),
                 &mut || without(&load, Duration::from_secs(scaled(3, 1))),
                 &mut cp,
-                &mut beside_cp,
+                &mut || beside_cp(&load, &place, Duration::ZERO),
             ])?;
             let what = format!("{writers} saturating, {}", place.name);
             let rates = |side: usize| of(&seen[side], |round| round.calls.per_second());
@@ -235,7 +253,7 @@ pub fn saturating() -> Done {
                 note(figure)
             };
             note_rates("no backup", 1, Some(Target::RatioAtLeast(target)))?;
-            note_rates("beside cp -a; sync -f", 3, None)?;
+            note_rates(BESIDE_CP, 3, None)?;
             let took = |side: usize| of(&seen[side], |round| round.took);
             let session = Figure::new(
                 "saturating",
@@ -245,7 +263,7 @@ pub fn saturating() -> Done {
                 ("cp -a; sync -f, idle file", &took(2)),
             );
             note(session.target(Target::RatioAtMost(2.2)))?;
-            longest("saturating", &what, &seen[0], &seen[1])?;
+            longest("saturating", &what, &seen[0], &seen[1], &seen[3])?;
             let freeze = Figure::alone("saturating", format!("freeze, {what}"), "ms", freezes(&seen[0]));
             note(freeze.target(Target::MedianAtMost(2.0)).target(Target::WorstAtMost(10.0)))?;
         }
@@ -259,16 +277,19 @@ pub fn paced() -> Done {
         let source = place.directory("source")?;
         make_file(&source.join("file"), scaled(2 << 30, 64 << 20), 1)?;
         let load = Load { source: &source, writers: 1, pause: Duration::from_millis(1) };
-        let seen = interleave(&mut [&mut || within(&load, &place, writing_time()), &mut || {
-            without(&load, writing_time())
-        }])?;
+        let seen = interleave(&mut [
+            &mut || within(&load, &place, writing_time()),
+            &mut || without(&load, writing_time()),
+            &mut || beside_cp(&load, &place, writing_time()),
+        ])?;
         for (name, part, target) in [("p50", 0.5, 1.5), ("p99", 0.99, 2.0), ("p99.9", 0.999, 4.0)] {
             let times = |side: usize| of(&seen[side], |round| round.calls.quantile(part));
             let what = format!("{name}, 1,000 writes/s, {}", place.name);
-            let figure = Figure::new("paced", what, "us", times(0), ("no backup", &times(1)));
+            let figure = Figure::new("paced", what.clone(), "us", times(0), ("no backup", &times(1)));
             note(figure.target(Target::RatioAtMost(target)))?;
+            note(Figure::new("paced", what, "us", times(0), (BESIDE_CP, &times(2))))?;
         }
-        longest("paced", &format!("1,000 writes/s, {}", place.name), &seen[0], &seen[1])?;
+        longest("paced", &format!("1,000 writes/s, {}", place.name), &seen[0], &seen[1], &seen[2])?;
         note(Figure::alone(
             "paced",
             format!("freeze, 1,000 writes/s, {}", place.name),
