@@ -115,7 +115,7 @@ impl Pace for Hurry<'_> {
         self.space.desk.check_space(self.space.copy, len, self.space.reserve)
     }
 
-    fn wrote(&mut self, _at: u64, bytes: &[u8]) {
+    fn wrote(&mut self, _at: u64, bytes: &[u8]) -> Result<(), Fault> {
         let len = bytes.len() as u64;
         self.bytes += len;
         self.relieved += len;
@@ -124,6 +124,7 @@ impl Pace for Hurry<'_> {
             self.relieved = 0;
             WATCH.relieve();
         }
+        Ok(())
     }
 
     fn skipped(&mut self, _range: Range<u64>) {}

@@ -80,7 +80,7 @@ pub(crate) trait Pace {
     /// May `len` bytes be written now? Waits if need be.
     fn before(&mut self, len: u64) -> Result<(), Fault>;
     /// `bytes` were written at `at`.
-    fn wrote(&mut self, at: u64, bytes: &[u8]);
+    fn wrote(&mut self, at: u64, bytes: &[u8]) -> Result<(), Fault>;
     /// The range is a hole.
     fn skipped(&mut self, range: Range<u64>);
 }
@@ -135,7 +135,7 @@ pub(crate) fn copy_range(
         if data > 0 {
             pace.before(data as u64)?;
             write_all(copy, &bytes[..data], at)?;
-            pace.wrote(at, &bytes[..data]);
+            pace.wrote(at, &bytes[..data])?;
             at += data as u64;
         }
     }
@@ -778,9 +778,17 @@ pub(crate) fn blocks_of(size: u64) -> usize {
     if size > 1 << 40 { 0 } else { size.div_ceil(BLOCK_BYTES as u64) as usize }
 }
 
+/// Writes out a range of a copy, or begins to. Everything is synced later; but an error shows only once to whom opens the file behind
+/// it (the kernel's errseq_t), so it must not be passed over here. Where the call is not known there is nothing to write out early.
+pub(crate) fn write_out(copy: BorrowedFd<'_>, range: &Range<u64>, wait: bool) -> Result<(), Fault> {
+    match sys::raw::write_out(copy, range.start, range.end - range.start, wait) {
+        Err(Errno::NOSYS | Errno::INVAL | Errno::SPIPE | Errno::NOMEM) => Ok(()),
+        done => done.map_err(on_destination(Op::Sync)),
+    }
+}
+
 /// Has what a copier writes to a large file written out right behind it, little at a time, and the cache let go of it: an fsync of
-/// the host's waits for all that the disk has to do for us just then. This is no more than a kindness: everything is synced later,
-/// and errors show there.
+/// the host's waits for all that the disk has to do for us just then.
 struct Trail<'a> {
     copy: Option<BorrowedFd<'a>>,
     /// What was written last.
@@ -798,31 +806,29 @@ impl<'a> Trail<'a> {
         Trail { copy: is_large.then(|| large.open.copy.as_fd()), fresh: 0..0, under_way: 0..0 }
     }
 
-    fn wrote(&mut self, range: Range<u64>) {
-        let Some(copy) = self.copy else { return };
+    fn wrote(&mut self, range: Range<u64>) -> Result<(), Fault> {
+        let Some(copy) = self.copy else { return Ok(()) };
         if range.start != self.fresh.end {
-            self.step(copy);
+            self.step(copy)?;
             self.fresh = range;
         } else {
             self.fresh.end = range.end;
         }
-        if self.fresh.end - self.fresh.start >= Trail::STEP {
-            self.step(copy);
-        }
+        if self.fresh.end - self.fresh.start >= Trail::STEP { self.step(copy) } else { Ok(()) }
     }
 
-    fn step(&mut self, copy: BorrowedFd<'_>) {
-        let len = |range: &Range<u64>| range.end - range.start;
+    fn step(&mut self, copy: BorrowedFd<'_>) -> Result<(), Fault> {
         let end = self.fresh.end;
         let before = std::mem::replace(&mut self.under_way, std::mem::replace(&mut self.fresh, end..end));
         // No length would mean up to the end of the file.
         if !self.under_way.is_empty() {
-            let _ = sys::raw::write_out(copy, self.under_way.start, len(&self.under_way), false);
+            write_out(copy, &self.under_way, false)?;
         }
         if !before.is_empty() {
-            let _ = sys::raw::write_out(copy, before.start, len(&before), true);
-            source::let_go(copy, before.start, len(&before));
+            write_out(copy, &before, true)?;
+            source::let_go(copy, before.start, before.end - before.start);
         }
+        Ok(())
     }
 }
 
@@ -847,7 +853,7 @@ impl Pace for FirstPace<'_, '_> {
         self.desk.check_space(self.large.open.copy.as_fd(), len, self.large.open.reserve)
     }
 
-    fn wrote(&mut self, at: u64, bytes: &[u8]) {
+    fn wrote(&mut self, at: u64, bytes: &[u8]) -> Result<(), Fault> {
         let len = bytes.len() as u64;
         self.large.length.fetch_max(at + len, Ordering::AcqRel);
         self.desk.written.fetch_add(len, Ordering::Relaxed);
@@ -856,7 +862,7 @@ impl Pace for FirstPace<'_, '_> {
             let large = self.large;
             self.digester.piece(large.open.attributes.size, at..at + len, Some(bytes), large.note_digest());
         }
-        self.trail.wrote(at..at + len);
+        self.trail.wrote(at..at + len)
     }
 
     fn skipped(&mut self, range: Range<u64>) {

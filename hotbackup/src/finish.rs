@@ -19,11 +19,10 @@ use rustix::io::Errno;
 use crate::attributes::{self, Applied, Attributes, xattr_digest};
 use crate::backup::ManifestPlace;
 use crate::conductor::{Engine, Trouble};
-use crate::copier::{LARGE, Side, UNKNOWN, blocks_of, on_destination};
+use crate::copier::{LARGE, Side, UNKNOWN, blocks_of, on_destination, write_out};
 use crate::error::{Error, Op, Result};
 use crate::manifest::{BLOCK_BYTES, Run, block_count, block_digest, zeros_digest};
 use crate::source;
-use crate::sys;
 use crate::tree::{NO_NODE, Name, NodeId};
 
 /// Digests of extended attributes, of those nodes that have any in the destination.
@@ -137,7 +136,7 @@ impl Engine<'_> {
             for &(id, name) in ids {
                 if self.tree.node(id).is_file() {
                     self.complete_digests(id, at.as_fd(), &name)?;
-                    self.let_go_of_copy(id, at.as_fd(), &name);
+                    self.let_go_of_copy(id, at.as_fd(), &name)?;
                 }
                 entries.push(self.to_give(id, name));
             }
@@ -247,21 +246,20 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Writes the copy of a large file out and has the cache let go of it: the host has better use for the room. This is
-    /// no more than a kindness, for everything is synced later.
-    fn let_go_of_copy(&self, id: NodeId, at: BorrowedFd<'_>, name: &Name) {
+    /// Writes the copy of a large file out and has the cache let go of it: the host has better use for the room.
+    fn let_go_of_copy(&self, id: NodeId, at: BorrowedFd<'_>, name: &Name) -> Result<(), Trouble> {
         let size = self.tree.node(id).copied_size;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if size > LARGE
             && let Ok(copy) = openat(at, name.as_c_str(), flags, Mode::empty())
         {
             for from in (0..size).step_by(AT_ONCE) {
-                if sys::raw::write_out(copy.as_fd(), from, AT_ONCE as u64, true).is_err() {
-                    return;
-                }
+                let range = from..from + AT_ONCE as u64;
+                write_out(copy.as_fd(), &range, true).map_err(|fault| Trouble::Fault(id, fault))?;
             }
             source::let_go(copy.as_fd(), 0, size);
         }
+        Ok(())
     }
 }
 

@@ -67,3 +67,30 @@ fn a_power_cut_behind_a_backup_loses_nothing_of_it() {
         }
     }
 }
+
+/// A disk of which, when it has been made, little more can be written than its tables.
+#[test]
+fn a_disk_that_loses_what_is_written_out_is_no_place_for_a_backup() {
+    let _alone = common::alone();
+    for dirty in [0, DIRTY] {
+        let scratch = Scratch::new(true);
+        let small = scratch.dir("small");
+        let Some(_room) = Mounted::tmpfs(&small, "64m") else { return };
+        // Without a journal, which would end at the first error.
+        let full = ["-q", "-O", "^has_journal", "-E", "lazy_itable_init=0,nodiscard", "-T", "largefile4"];
+        let inside = Scratch::below(&small);
+        let Some(disk) = Mounted::new(&inside, "mkfs.ext4", &full) else { return };
+        let filler = File::create(small.join("filler")).expect("a file");
+        while rustix::io::write(&filler, &[0; 4096]).is_ok() {}
+        filler.set_len(filler.metadata().expect("a file").len() - (8 << 20)).expect("a size");
+        let source = scratch.dir("source");
+        fs::write(source.join("large"), vec![0x5a; 40 << 20]).expect("a large file");
+        // Beside much that is dirty files are synced by themselves.
+        let other = tempfile::tempfile().expect("a file");
+        (&other).write_all(&vec![7; dirty]).expect("room");
+        let backup = Backup::from(&source).to(disk.dir("destination")).keep_free(KeepFree::Bytes(0));
+        let outcome = backup.start().and_then(Session::finish);
+        let error = outcome.expect_err("most of it has not reached the disk").to_string();
+        assert!(error.starts_with("cannot sync") && error.contains("large"), "{error}");
+    }
+}

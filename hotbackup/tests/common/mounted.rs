@@ -1,7 +1,7 @@
 //! Filesystems of a kind that a test asks for.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Scratch, calls, say};
@@ -26,6 +26,17 @@ impl Mounted {
             say(&format!("skipped: {make} and mounting need root and the program"));
         }
         made.then_some(Mounted { image, place })
+    }
+
+    /// A filesystem in memory of so much room, on a directory.
+    pub fn tmpfs(place: &Path, size: &str) -> Option<Mounted> {
+        let options = format!("size={size}");
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(place).output();
+        let made = done.is_ok_and(|output| output.status.success());
+        if !made {
+            say("skipped: mounting needs root");
+        }
+        made.then(|| Mounted { image: PathBuf::new(), place: place.to_owned() })
     }
 
     /// What a power cut does: it goes on with what has reached the disk by now.
