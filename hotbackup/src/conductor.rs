@@ -207,6 +207,8 @@ pub(crate) struct Engine<'c> {
     pub(crate) tree: Tree,
     pub(crate) desk: Arc<Desk>,
     pub(crate) held: Held,
+    /// Copies that are open until they are synced.
+    pub(crate) copies: HashMap<NodeId, OwnedFd>,
     /// Room for one piece of data.
     pub(crate) buffer: PageBuffer,
     /// Room for one path below a root.
@@ -299,6 +301,7 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
         gate,
         tree: Tree::new(),
         held: Held::new(),
+        copies: HashMap::new(),
         buffer,
         path: Vec::with_capacity(1 << 17),
         dirents: vec![std::mem::MaybeUninit::uninit(); 1 << 16],

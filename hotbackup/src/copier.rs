@@ -18,7 +18,7 @@ use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, fallocate, openat, seek,
     statx,
 };
-use rustix::io::{Errno, pwrite};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, pwrite};
 
 use crate::attributes::{self, Attributes};
 use crate::beneath::{self, Table};
@@ -40,6 +40,8 @@ pub(crate) const LARGE: u64 = 32 << 20;
 const CHUNK: u64 = 8 << 20;
 /// Files that wait for a copier at the most; the walk waits when there are more. Each may keep two directories open.
 const BACKLOG: u64 = 192;
+/// Copies that stay open until they are synced at the most.
+const MOST_KEPT: u64 = 1024;
 /// How much is written between two looks at the free space.
 const SPACE_CHECK: u64 = 16 << 20;
 /// A digest that is not known: the block is read again from the copy.
@@ -157,7 +159,7 @@ pub(crate) fn wait_for_writes(source: BorrowedFd<'_>) {
 }
 
 /// Where data begins at or behind `at`.
-fn next_data(source: BorrowedFd<'_>, at: u64, end: u64) -> u64 {
+pub(crate) fn next_data(source: BorrowedFd<'_>, at: u64, end: u64) -> u64 {
     match seek(source, SeekFrom::Data(at)) {
         Ok(data) => data.clamp(at, end),
         Err(Errno::NXIO) => end,
@@ -237,6 +239,8 @@ pub(crate) struct Finished {
     pub(crate) young: bool,
     /// Its copy lies in limbo.
     pub(crate) in_limbo: bool,
+    /// The copy, of which nothing has been synced yet, unless there are too many to keep.
+    pub(crate) copy: Option<OwnedFd>,
 }
 
 /// What became of a job.
@@ -281,6 +285,9 @@ pub(crate) struct Desk {
     pub(crate) written: AtomicU64,
     /// Files that were to share blocks and could not.
     pub(crate) unshared: AtomicU64,
+    /// Copies that were to stay open until they are synced, and how many may.
+    kept: AtomicU64,
+    most_kept: u64,
 }
 
 /// A large file that several copiers work on.
@@ -356,6 +363,8 @@ impl Desk {
             unchecked: AtomicU64::new(0),
             written: AtomicU64::new(0),
             unshared: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            most_kept: (sys::raw::most_descriptors() / 16).min(MOST_KEPT),
         })
     }
 
@@ -593,8 +602,16 @@ impl Desk {
                 digests: std::mem::take(&mut large.digests.lock()),
                 young: open.young && !open.marks.was_marked(),
                 in_limbo: open.in_limbo,
+                copy: self.keep(open.copy.as_fd()),
             }),
         );
+    }
+
+    /// One more descriptor of the same open file: only to that does the kernel tell all errors of writing it out, whoever else has been
+    /// told of them (errseq_t).
+    fn keep(&self, copy: BorrowedFd<'_>) -> Option<OwnedFd> {
+        let fits = self.kept.fetch_add(1, Ordering::Relaxed) < self.most_kept;
+        fits.then(|| fcntl_dupfd_cloexec(copy, 0).ok()).flatten()
     }
 
     /// Opens a job's file if it still is what the walk saw, and makes its copy.
@@ -778,11 +795,11 @@ pub(crate) fn blocks_of(size: u64) -> usize {
     if size > 1 << 40 { 0 } else { size.div_ceil(BLOCK_BYTES as u64) as usize }
 }
 
-/// Writes out a range of a copy, or begins to. Everything is synced later; but an error shows only once to whom opens the file behind
-/// it (the kernel's errseq_t), so it must not be passed over here. Where the call is not known there is nothing to write out early.
+/// Writes out a range of a copy, or begins to. Everything is synced later; but who syncs may not be told of an error that was told
+/// here. Where the call is not known there is nothing to write out early.
 pub(crate) fn write_out(copy: BorrowedFd<'_>, range: &Range<u64>, wait: bool) -> Result<(), Fault> {
     match sys::raw::write_out(copy, range.start, range.end - range.start, wait) {
-        Err(Errno::NOSYS | Errno::INVAL | Errno::SPIPE | Errno::NOMEM) => Ok(()),
+        Err(Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => Ok(()),
         done => done.map_err(on_destination(Op::Sync)),
     }
 }
@@ -791,8 +808,9 @@ pub(crate) fn write_out(copy: BorrowedFd<'_>, range: &Range<u64>, wait: bool) ->
 /// the host's waits for all that the disk has to do for us just then.
 struct Trail<'a> {
     copy: Option<BorrowedFd<'a>>,
-    /// What was written last.
+    /// Where it was written last, with the gaps in it, and how much.
     fresh: Range<u64>,
+    bytes: u64,
     /// What came before, which is being written out.
     under_way: Range<u64>,
 }
@@ -803,18 +821,21 @@ impl<'a> Trail<'a> {
 
     fn behind(large: &'a Large) -> Trail<'a> {
         let is_large = large.open.attributes.size > LARGE;
-        Trail { copy: is_large.then(|| large.open.copy.as_fd()), fresh: 0..0, under_way: 0..0 }
+        Trail { copy: is_large.then(|| large.open.copy.as_fd()), fresh: 0..0, bytes: 0, under_way: 0..0 }
     }
 
     fn wrote(&mut self, range: Range<u64>) -> Result<(), Fault> {
         let Some(copy) = self.copy else { return Ok(()) };
-        if range.start != self.fresh.end {
-            self.step(copy)?;
-            self.fresh = range;
-        } else {
-            self.fresh.end = range.end;
+        if self.fresh.is_empty() {
+            self.fresh.start = range.start;
         }
-        if self.fresh.end - self.fresh.start >= Trail::STEP { self.step(copy) } else { Ok(()) }
+        self.fresh.end = range.end;
+        self.bytes += range.end - range.start;
+        if self.bytes < Trail::STEP {
+            return Ok(());
+        }
+        self.bytes = 0;
+        self.step(copy)
     }
 
     fn step(&mut self, copy: BorrowedFd<'_>) -> Result<(), Fault> {

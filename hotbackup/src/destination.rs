@@ -120,10 +120,12 @@ impl Destination {
         Ok((found.f_bavail * found.f_frsize, reserve))
     }
 
-    /// Writes a file of ours beside the staged tree, to be put in place by [`Destination::publish_file`] and synced then.
+    /// Writes a file of ours beside the staged tree, to be put in place by [`Destination::publish_file`]; `synced`, if the
+    /// filesystem is not synced behind that.
     pub(crate) fn stage_file(
         &self,
         name: &CStr,
+        synced: bool,
         fill: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>,
     ) -> Result<()> {
         let path = || self.path.join(INCOMPLETE_MARK).join(OsStr::from_bytes(name.to_bytes()));
@@ -133,7 +135,11 @@ impl Destination {
         let mut buffered = std::io::BufWriter::with_capacity(1 << 18, Raw(file));
         fill(&mut buffered)
             .and_then(|()| std::io::Write::flush(&mut buffered))
-            .map_err(|e| Error::io(Op::Write, path(), e))
+            .map_err(|e| Error::io(Op::Write, path(), e))?;
+        if synced {
+            rustix::fs::fsync(&buffered.get_ref().0).map_err(|e| Error::io(Op::Sync, path(), e))?;
+        }
+        Ok(())
     }
 
     /// Moves a staged file to the destination's root.

@@ -3,17 +3,21 @@
 //! syncfs(2) writes out all that is dirty on a filesystem. Where the host writes to the same one that may be gigabytes, which a backup
 //! has no need to wait for, and which the host is better off keeping. fsync(2) of each file and directory waits for what is ours alone,
 //! but each has the disk empty its cache. So it is what costs less that is done.
+//!
+//! An error of writing a file out that the kernel came to by itself is told to every open file of that time, and, if nobody was told, to
+//! the first that is opened later, as long as the inode is not thrown out of memory. So a file is synced through the descriptor that it
+//! was written through, which was kept for that; if one was not, the filesystem is synced, whose own record of errors stays.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, fsync, openat};
+use rustix::fs::{CWD, Mode, OFlags, Statx, StatxFlags, fsync, openat};
 use rustix::io::{Errno, read};
 
-use crate::backup::ManifestPlace;
+use crate::beneath;
 use crate::conductor::{Engine, Trouble};
 use crate::copier::on_destination;
 use crate::error::{Op, Result};
-use crate::manifest::MANIFEST_NAME;
+use crate::intercept::device;
 use crate::tree::{Name, NodeId, Placed};
 
 /// How much is written out in the time that one fsync takes. Either is a few milliseconds on the slowest disks, and less on others.
@@ -31,14 +35,16 @@ pub(crate) enum Syncing {
 impl Engine<'_> {
     /// Syncs all that lies in the staging areas; returns how.
     pub(crate) fn sync_staged(&mut self, directories: &[NodeId]) -> Result<Syncing> {
-        if self.is_better_synced_each() && self.sync_each_staged(directories)? {
+        let each = self.is_better_synced_each() && self.sync_each_staged(directories)?;
+        self.copies.clear();
+        if each {
             return Ok(Syncing::Each);
         }
         self.sync_all()?;
         Ok(Syncing::All)
     }
 
-    /// Syncs what has changed since: the roots, what was moved there, and the manifest.
+    /// Syncs what has changed since: the roots and what was moved there.
     pub(crate) fn sync_placed(&self, how: Syncing) -> Result<()> {
         if how == Syncing::Each && self.sync_each_placed()? { Ok(()) } else { self.sync_all() }
     }
@@ -48,6 +54,10 @@ impl Engine<'_> {
     }
 
     fn is_better_synced_each(&self) -> bool {
+        // What was copied once more, to another filesystem, was not kept.
+        if !self.apart.is_empty() {
+            return false;
+        }
         let mut count = 0;
         for id in self.tree.ids() {
             let node = self.tree.node(id);
@@ -55,7 +65,7 @@ impl Engine<'_> {
                 continue;
             }
             // What is neither cannot be opened.
-            if !node.is_file() && !node.is_directory() {
+            if !node.is_directory() && !self.copies.contains_key(&id) {
                 return false;
             }
             count += 1;
@@ -63,14 +73,17 @@ impl Engine<'_> {
         dirty_bytes().is_some_and(|dirty| count * WORTH_ONE <= dirty)
     }
 
-    /// False if something could not be opened: it has its own mode by now.
+    /// False if a directory could not be opened: it has its own mode by now. Or if a copy is not the one that was kept.
     fn sync_each_staged(&mut self, directories: &[NodeId]) -> Result<bool> {
         for &id in directories {
-            self.check().map_err(|t| self.explain(t))?;
             let Ok(at) = self.open_staged(id) else { return Ok(false) };
             for (child, name) in self.first_entries(id, false) {
-                let Ok(file) = open(at.as_fd(), &name, OFlags::empty()) else { return Ok(false) };
-                self.synced(child, fsync(&file))?;
+                self.check().map_err(|t| self.explain(t))?;
+                let Some(copy) = self.copies.remove(&child) else { return Ok(false) };
+                if !is_at(copy.as_fd(), at.as_fd(), &name) {
+                    return Ok(false);
+                }
+                self.synced(child, fsync(&copy))?;
             }
             self.synced(id, fsync(&at))?;
         }
@@ -78,7 +91,7 @@ impl Engine<'_> {
     }
 
     fn sync_each_placed(&self) -> Result<bool> {
-        for (index, pair) in self.pairs.iter().enumerate() {
+        for pair in &self.pairs {
             let root = pair.destination.root();
             for entry in 0..self.tree.entries(pair.root_node) {
                 let (id, name) = self.tree.entry(pair.root_node, entry);
@@ -86,17 +99,10 @@ impl Engine<'_> {
                 if node.excluded || node.placed == Placed::No || !node.is_directory() {
                     continue;
                 }
-                let Ok(directory) = open(root, &self.tree.name(name), OFlags::DIRECTORY) else {
+                let Ok(directory) = open_directory(root, &self.tree.name(name)) else {
                     return Ok(false);
                 };
                 self.synced(id, fsync(&directory))?;
-            }
-            if index == 0 && self.plan.manifest == ManifestPlace::FirstDestination {
-                let name = Name::new(MANIFEST_NAME.as_bytes());
-                let Some(Ok(manifest)) = name.map(|name| open(root, &name, OFlags::empty())) else {
-                    return Ok(false);
-                };
-                self.synced(pair.root_node, fsync(&manifest))?;
             }
             pair.destination.sync_root()?;
         }
@@ -108,9 +114,16 @@ impl Engine<'_> {
     }
 }
 
-fn open(at: BorrowedFd<'_>, name: &Name, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+fn open_directory(at: BorrowedFd<'_>, name: &Name) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(at, name.as_c_str(), flags, Mode::empty())
+}
+
+fn is_at(file: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &Name) -> bool {
+    let there = beneath::look(directory, name.as_c_str(), StatxFlags::empty());
+    let ours = beneath::look(file, c"", StatxFlags::empty());
+    let place = |found: &Statx| (device(found), found.stx_ino);
+    matches!((there, ours), (Ok(there), Ok(ours)) if place(&there) == place(&ours))
 }
 
 /// How much is to be written out on all filesystems together (proc_meminfo(5)); `None` if the system does not tell.

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::attributes::{self, Applied, Attributes, xattr_digest};
 use crate::backup::ManifestPlace;
 use crate::conductor::{Engine, Trouble};
-use crate::copier::{LARGE, Side, UNKNOWN, blocks_of, on_destination, write_out};
+use crate::copier::{LARGE, Side, UNKNOWN, blocks_of, next_data, on_destination, write_out};
 use crate::error::{Error, Op, Result};
 use crate::manifest::{BLOCK_BYTES, Run, block_count, block_digest, zeros_digest};
 use crate::source;
@@ -33,7 +33,7 @@ const BATCH: usize = 128;
 /// Batches that may wait for a copier.
 const WAITING: usize = 8;
 /// How much of a copy is written out at once: an fsync of the host's waits for it.
-const AT_ONCE: usize = 4 << 20;
+const AT_ONCE: u64 = 4 << 20;
 
 /// One entry that is to get its attributes.
 struct ToGive {
@@ -253,9 +253,14 @@ impl Engine<'_> {
         if size > LARGE
             && let Ok(copy) = openat(at, name.as_c_str(), flags, Mode::empty())
         {
-            for from in (0..size).step_by(AT_ONCE) {
-                let range = from..from + AT_ONCE as u64;
+            let mut from = next_data(copy.as_fd(), 0, size);
+            while from < size {
+                if self.control.is_cancelled() {
+                    return Err(Error::Cancelled.into());
+                }
+                let range = from..size.min(from + AT_ONCE);
                 write_out(copy.as_fd(), &range, true).map_err(|fault| Trouble::Fault(id, fault))?;
+                from = next_data(copy.as_fd(), range.end, size);
             }
             source::let_go(copy.as_fd(), 0, size);
         }

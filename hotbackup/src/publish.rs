@@ -19,6 +19,7 @@ use crate::conductor::{Engine, Trouble};
 use crate::copier::on_destination;
 use crate::cut::Cut;
 use crate::destination::Raw;
+use crate::durable::Syncing;
 use crate::error::{Error, Op, Result};
 use crate::finish::XattrDigests;
 use crate::manifest::{Entry, Header, INCOMPLETE_MARK, MANIFEST_NAME, ManifestWriter, Run};
@@ -33,7 +34,7 @@ impl Engine<'_> {
         for index in 0..self.pairs.len() {
             self.move_into_place(index, &mut xattrs)?;
         }
-        let manifest = self.write_manifest(cut, &directories, &xattrs)?;
+        let manifest = self.write_manifest(cut, &directories, &xattrs, syncing)?;
         for pair in &self.pairs {
             pair.destination.clear_staging()?;
         }
@@ -132,12 +133,13 @@ impl Engine<'_> {
         }
     }
 
-    /// Writes the manifest where it is wanted. At a destination it comes into place by a rename, whole, and is synced with the rest.
+    /// Writes the manifest where it is wanted, and syncs it, if nothing else will. At a destination it comes into place by a rename, whole.
     fn write_manifest(
         &mut self,
         cut: &Cut,
         directories: &[NodeId],
         xattrs: &XattrDigests,
+        syncing: Syncing,
     ) -> Result<Option<PathBuf>> {
         let fill = |out: &mut dyn io::Write| self.fill_manifest(out, cut, directories, xattrs);
         match &self.plan.manifest {
@@ -145,7 +147,7 @@ impl Engine<'_> {
             ManifestPlace::FirstDestination => {
                 let name = CString::new(MANIFEST_NAME).unwrap_or_default();
                 let destination = &self.pairs[0].destination;
-                destination.stage_file(&name, fill)?;
+                destination.stage_file(&name, syncing == Syncing::Each, fill)?;
                 destination.publish_file(&name)?;
                 Ok(Some(destination.path.join(MANIFEST_NAME)))
             }

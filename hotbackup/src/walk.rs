@@ -513,6 +513,11 @@ impl Engine<'_> {
 
     /// A file's first copy is complete.
     pub(crate) fn accept(&mut self, id: NodeId, finished: Finished) -> Result<(), Trouble> {
+        match finished.copy {
+            Some(copy) => drop(self.copies.insert(id, copy)),
+            // They are of use only all together.
+            None => self.copies.clear(),
+        }
         let xattrs = self.tree.store(&finished.xattrs)?;
         if finished.young {
             self.young.push(id);
