@@ -85,10 +85,11 @@ fn fares(product: &Product, replica: &mut Conn) -> Row {
 /// Waits until the replica has executed everything of its source, which has come to rest.
 fn catch_up(product: &Product, source: &mut Conn, replica: &mut Conn) -> (String, u64) {
     let log = if product.name == "mysql97" { "BINARY LOG" } else { "MASTER" };
-    let row: Row = source.query_first(format!("SHOW {log} STATUS")).expect("the status").expect("a row");
-    let end: (String, u64) = (row.get(0).expect("a file"), row.get(1).expect("a position"));
     let begun = Instant::now();
     loop {
+        // Also at rest a server writes a checkpoint to its log now and then.
+        let row: Row = source.query_first(format!("SHOW {log} STATUS")).expect("the status").expect("a row");
+        let end: (String, u64) = (row.get(0).expect("a file"), row.get(1).expect("a position"));
         let row = fares(product, replica);
         let text = |names: [&str; 2]| -> String {
             names.iter().find_map(|name| row.get::<Option<String>, _>(*name)).flatten().unwrap_or_default()

@@ -366,8 +366,12 @@ impl Drop for Server {
         self.stop();
         if std::thread::panicking() {
             let log = self.log();
-            let lines: Vec<_> = log.lines().rev().take(15).collect();
-            lines.iter().rev().for_each(|line| say(line));
+            let lines: Vec<_> = log.lines().collect();
+            // Of a server that has crashed, all that it says of that.
+            let crash =
+                lines.iter().position(|line| line.contains(" got signal ") || line.contains("Got signal "));
+            let from = crash.map_or(lines.len().saturating_sub(15), |crash| crash.saturating_sub(5));
+            lines[from..].iter().for_each(|line| say(line));
         }
     }
 }
