@@ -235,9 +235,8 @@ impl Server {
         command.arg(place("socket", &scratch.path().join("socket")));
         command.arg(place("pid-file", &scratch.path().join("pid")));
         command.arg(place("plugin-dir", &plugins));
-        if how.unprivileged {
-            command.arg(place("tmpdir", scratch.path()));
-        }
+        // Of its own: a server that starts removes the temporary tables of others in it, and MariaDB 10.11 crashes then.
+        command.arg(place("tmpdir", scratch.path()));
         command.args(&how.options);
         let needs_preload = how.library_twice || how.without_uring || how.other_version;
         let attached = how.attached || std::env::var_os("HOTBACKUP_ATTACH").is_some() && !needs_preload;
