@@ -64,7 +64,7 @@ impl Engine<'_> {
             if node.excluded || node.placed == Placed::No {
                 continue;
             }
-            // What is neither cannot be opened.
+            // Symbolic links, pipes and devices cannot be synced by themselves, and are not among them.
             if !node.is_directory() && !self.copies.contains_key(&id) {
                 return false;
             }

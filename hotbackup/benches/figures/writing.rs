@@ -146,7 +146,7 @@ fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<usize> {
 /// What a load saw in one round, and the backups made meanwhile.
 struct Round {
     calls: Calls,
-    /// Of the first backup, in seconds.
+    /// Of the first copy, in seconds.
     took: f64,
     reports: Vec<Report>,
 }
@@ -160,23 +160,39 @@ fn without(load: &Load<'_>, time: Duration) -> Done<Round> {
     Ok(Round { calls, took: f64::NAN, reports: Vec::new() })
 }
 
-/// Backups one after the other until the time is over, at least one. That they are removed again is no part of it.
+/// Backups one after the other until the time is over, at least one.
 fn within(load: &Load<'_>, place: &Place, time: Duration) -> Done<Round> {
+    again_and_again(load, place, time, |to| Ok(Some(backup(load.source, to)?)))
+}
+
+/// What a host feels of a copy that knows nothing of it.
+const BESIDE_CP: &str = "beside cp -a; sync -f";
+
+/// Copies by `cp` one after the other until the time is over, at least one.
+fn beside_cp(load: &Load<'_>, place: &Place, time: Duration) -> Done<Round> {
+    again_and_again(load, place, time, |to| copy(&["cp", "-a"], load.source, to).map(|()| None))
+}
+
+/// The load while its files are copied. That the copies are removed again is no part of it.
+fn again_and_again(
+    load: &Load<'_>,
+    place: &Place,
+    time: Duration,
+    mut once: impl FnMut(&Path) -> Done<Option<Report>>,
+) -> Done<Round> {
     let to = place.destination()?;
     let (calls, (took, reports)) = load.during_parts(|parts| {
-        let (begun, mut took, mut reports) = (Instant::now(), 0.0, Vec::new());
-        while reports.is_empty() || begun.elapsed() < time {
-            let own = to.path().join(reports.len().to_string());
+        let (begun, mut took, mut reports) = (Instant::now(), Vec::new(), Vec::new());
+        while took.is_empty() || begun.elapsed() < time {
+            let own = to.path().join(took.len().to_string());
             fs::create_dir(&own)?;
             let (from, session) = (SystemTime::now(), Instant::now());
-            reports.push(backup(load.source, &own)?);
+            reports.extend(once(&own)?);
             parts.push((from, SystemTime::now()));
-            if reports.len() == 1 {
-                took = session.elapsed().as_secs_f64();
-            }
+            took.push(session.elapsed().as_secs_f64());
             fs::remove_dir_all(&own)?;
         }
-        Ok((took, reports))
+        Ok((took[0], reports))
     })?;
     Ok(Round { calls, took, reports })
 }
@@ -199,27 +215,6 @@ fn longest(row: &str, what: &str, own: &[Round], idle: &[Round], beside_cp: &[Ro
         |other, others| Figure::new(row, what.clone(), "ms", of_rounds(own), (other, &of_rounds(others)));
     note(figure("no backup", idle).target(Target::AddedAtMost(2.0)))?;
     note(figure(BESIDE_CP, beside_cp))
-}
-
-/// What a host feels of a copy that knows nothing of it.
-const BESIDE_CP: &str = "beside cp -a; sync -f";
-
-/// The load while `cp` copies its files, again and again until the time is over.
-fn beside_cp(load: &Load<'_>, place: &Place, time: Duration) -> Done<Round> {
-    let to = place.destination()?;
-    let (calls, took) = load.during_parts(|parts| {
-        let (begun, mut took) = (Instant::now(), Vec::new());
-        while took.is_empty() || begun.elapsed() < time {
-            let own = to.path().join(took.len().to_string());
-            fs::create_dir(&own)?;
-            let from = SystemTime::now();
-            took.push(seconds(|| copy(&["cp", "-a"], load.source, &own))?);
-            parts.push((from, SystemTime::now()));
-            fs::remove_dir_all(&own)?;
-        }
-        Ok(took[0])
-    })?;
-    Ok(Round { calls, took, reports: Vec::new() })
 }
 
 fn writing_time() -> Duration {
@@ -419,7 +414,7 @@ pub fn fsync() -> Done {
     let what = format!("longest fsync in {} s, {}", FSYNCS.as_secs(), place.name);
     let figure = Figure::new("fsync", what.clone(), "ms", seen[0].clone(), ("no backup", &seen[1]));
     note(figure.target(Target::RatioAtMost(2.0)))?;
-    note(Figure::new("fsync", what, "ms", seen[0].clone(), ("beside cp -a; sync -f", &seen[2])))
+    note(Figure::new("fsync", what, "ms", seen[0].clone(), (BESIDE_CP, &seen[2])))
 }
 
 /// For how long fsyncs are measured.
