@@ -28,10 +28,11 @@ use crate::intercept::{device, stamp};
 use crate::manifest::{BLOCK_BYTES, Digester};
 use crate::registry::WATCH;
 use crate::session::Control;
-use crate::source::{self, Source};
+use crate::source::Source;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
 use crate::tree::{Name, NodeId};
+use crate::writeout::Trail;
 
 /// The size of one read and write.
 pub(crate) const PIECE: usize = 1 << 20;
@@ -545,7 +546,7 @@ impl Desk {
 
     /// Copies chunks of a file until none is left to take, or `is_enough`; whoever finishes the last one finishes the file.
     fn help(&self, large: &Arc<Large>, buffer: &mut PageBuffer, mut is_enough: impl FnMut() -> bool) {
-        let mut trail = Trail::behind(large);
+        let mut trail = Trail::behind(large.open.copy.as_fd(), large.open.attributes.size);
         while let Some(range) = large.take_chunk() {
             let stopped = large.fault.lock().is_some();
             if !stopped && let Err(fault) = self.copy_chunk(large, range, buffer, &mut trail) {
@@ -793,64 +794,6 @@ pub(crate) fn is_sparse(attributes: &Attributes) -> bool {
 /// published, hole by hole: their number may have nothing to do with its data.
 pub(crate) fn blocks_of(size: u64) -> usize {
     if size > 1 << 40 { 0 } else { size.div_ceil(BLOCK_BYTES as u64) as usize }
-}
-
-/// Writes out a range of a copy, or begins to. Everything is synced later; but who syncs may not be told of an error that was told
-/// here. Where the call is not known there is nothing to write out early.
-pub(crate) fn write_out(copy: BorrowedFd<'_>, range: &Range<u64>, wait: bool) -> Result<(), Fault> {
-    match sys::raw::write_out(copy, range.start, range.end - range.start, wait) {
-        Err(Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => Ok(()),
-        done => done.map_err(on_destination(Op::Sync)),
-    }
-}
-
-/// Has what a copier writes to a large file written out right behind it, little at a time, and the cache let go of it: an fsync of
-/// the host's waits for all that the disk has to do for us just then.
-struct Trail<'a> {
-    copy: Option<BorrowedFd<'a>>,
-    /// Where it was written last, with the gaps in it, and how much.
-    fresh: Range<u64>,
-    bytes: u64,
-    /// What came before, which is being written out.
-    under_way: Range<u64>,
-}
-
-impl<'a> Trail<'a> {
-    /// How much is written out at a time.
-    const STEP: u64 = 1 << 20;
-
-    fn behind(large: &'a Large) -> Trail<'a> {
-        let is_large = large.open.attributes.size > LARGE;
-        Trail { copy: is_large.then(|| large.open.copy.as_fd()), fresh: 0..0, bytes: 0, under_way: 0..0 }
-    }
-
-    fn wrote(&mut self, range: Range<u64>) -> Result<(), Fault> {
-        let Some(copy) = self.copy else { return Ok(()) };
-        if self.fresh.is_empty() {
-            self.fresh.start = range.start;
-        }
-        self.fresh.end = range.end;
-        self.bytes += range.end - range.start;
-        if self.bytes < Trail::STEP {
-            return Ok(());
-        }
-        self.bytes = 0;
-        self.step(copy)
-    }
-
-    fn step(&mut self, copy: BorrowedFd<'_>) -> Result<(), Fault> {
-        let end = self.fresh.end;
-        let before = std::mem::replace(&mut self.under_way, std::mem::replace(&mut self.fresh, end..end));
-        // No length would mean up to the end of the file.
-        if !self.under_way.is_empty() {
-            write_out(copy, &self.under_way, false)?;
-        }
-        if !before.is_empty() {
-            write_out(copy, &before, true)?;
-            source::let_go(copy, before.start, before.end - before.start);
-        }
-        Ok(())
-    }
 }
 
 /// The pace of first copies: throttled, cancellable, and noting digests.

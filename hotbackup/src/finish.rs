@@ -19,11 +19,12 @@ use rustix::io::Errno;
 use crate::attributes::{self, Applied, Attributes, xattr_digest};
 use crate::backup::ManifestPlace;
 use crate::conductor::{Engine, Trouble};
-use crate::copier::{LARGE, Side, UNKNOWN, blocks_of, next_data, on_destination, write_out};
+use crate::copier::{LARGE, Side, UNKNOWN, blocks_of, next_data, on_destination};
 use crate::error::{Error, Op, Result};
 use crate::manifest::{BLOCK_BYTES, Run, block_count, block_digest, zeros_digest};
 use crate::source;
 use crate::tree::{NO_NODE, Name, NodeId};
+use crate::writeout::write_out;
 
 /// Digests of extended attributes, of those nodes that have any in the destination.
 pub(crate) type XattrDigests = HashMap<NodeId, u64>;

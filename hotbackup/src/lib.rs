@@ -86,6 +86,8 @@ mod tree;
 mod verify;
 #[cfg(not(loom))]
 mod walk;
+#[cfg(not(loom))]
+mod writeout;
 
 #[cfg(not(loom))]
 pub use backup::{Backup, KeepFree, ManifestPlace, OnUnseenChange, PhaseTimes, Report, Source, Warning};
