@@ -32,6 +32,7 @@ use crate::suspects::Fanotify;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
 use crate::tree::{Name, NoRoom, NodeId, Text, Tree};
+use crate::writeout::Disk;
 
 /// How long calls that were under way when the session began are waited for.
 const ARM_PATIENCE: Duration = Duration::from_secs(10);
@@ -195,6 +196,7 @@ pub(crate) struct Pair {
     pub(crate) root_node: NodeId,
     pub(crate) destination: Destination,
     pub(crate) reserve: u64,
+    pub(crate) disk: Arc<Disk>,
 }
 
 /// All that the conductor works with.
@@ -370,9 +372,11 @@ fn claim(plan: &Plan) -> Result<Vec<Pair>> {
                 openat(CWD, source, flags, Mode::empty()).map_err(|e| Error::io(Op::Open, source, e))?;
             destination::check_empty(destination)?;
             let destination = Destination::claim(destination)?;
-            match destination.space(plan.keep_free) {
-                Ok((_, reserve)) => {
-                    Ok(Pair { source: source.clone(), root, root_node: 0, destination, reserve })
+            match destination.space(plan.keep_free).and_then(|(_, reserve)| Ok((reserve, destination.dev()?)))
+            {
+                Ok((reserve, dev)) => {
+                    let disk = Disk::among(pairs.iter().map(|pair| &pair.disk), dev);
+                    Ok(Pair { source: source.clone(), root, root_node: 0, destination, reserve, disk })
                 }
                 Err(error) => {
                     destination.disclaim();

@@ -32,7 +32,7 @@ use crate::source::Source;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
 use crate::tree::{Name, NodeId};
-use crate::writeout::Trail;
+use crate::writeout::{Crew, Disk, Trail, write_out};
 
 /// The size of one read and write.
 pub(crate) const PIECE: usize = 1 << 20;
@@ -229,6 +229,9 @@ pub(crate) struct Job {
     pub(crate) limbo: Arc<OwnedFd>,
     /// Bytes to be left free on the copy's filesystem.
     pub(crate) reserve: u64,
+    pub(crate) disk: Arc<Disk>,
+    /// How long it was when it was looked at last.
+    pub(crate) size: u64,
 }
 
 /// A file whose first copy is complete.
@@ -320,6 +323,7 @@ struct Opened {
     young: bool,
     in_limbo: bool,
     reserve: u64,
+    disk: Arc<Disk>,
 }
 
 impl Large {
@@ -448,13 +452,16 @@ impl Desk {
             let task = {
                 let mut work = self.work.lock();
                 loop {
-                    let is_one_too_many = work.running > 0 && crowd.is_felt();
                     // A file that is being copied in chunks comes before the next one.
-                    if let Some(large) = work.large.front().filter(|_| !is_one_too_many).cloned() {
+                    let is_crowded = work.running > 0 && crowd.is_felt();
+                    let mut large =
+                        work.large.iter().filter(|large| !is_crowded && !large.open.disk.is_busy());
+                    if let Some(large) = large.next().cloned() {
                         work.running += 1;
                         break Task::Help(large);
                     }
-                    if let Some(job) = work.jobs.pop_front() {
+                    let job = work.jobs.iter().position(|job| job.size <= LARGE || !job.disk.is_busy());
+                    if let Some(job) = job.and_then(|job| work.jobs.remove(job)) {
                         work.running += 1;
                         break Task::Copy(job);
                     }
@@ -465,9 +472,9 @@ impl Desk {
                     if work.closed {
                         return;
                     }
-                    match is_one_too_many {
-                        true => drop(self.came.wait_for(&mut work, CROWDED)),
-                        false => self.came.wait(&mut work),
+                    match work.large.is_empty() && work.jobs.is_empty() {
+                        true => self.came.wait(&mut work),
+                        false => drop(self.came.wait_for(&mut work, AWAY)),
                     }
                 }
             };
@@ -546,7 +553,8 @@ impl Desk {
 
     /// Copies chunks of a file until none is left to take, or `is_enough`; whoever finishes the last one finishes the file.
     fn help(&self, large: &Arc<Large>, buffer: &mut PageBuffer, mut is_enough: impl FnMut() -> bool) {
-        let mut trail = Trail::behind(large.open.copy.as_fd(), large.open.attributes.size);
+        let size = large.open.attributes.size;
+        let mut trail = Trail::behind(large.open.copy.as_fd(), size, &large.open.disk);
         while let Some(range) = large.take_chunk() {
             let stopped = large.fault.lock().is_some();
             if !stopped && let Err(fault) = self.copy_chunk(large, range, buffer, &mut trail) {
@@ -555,11 +563,17 @@ impl Desk {
             let last = {
                 let mut cursor = large.cursor.lock();
                 cursor.running -= 1;
-                cursor.running == 0 && cursor.next >= large.open.attributes.size
+                cursor.running == 0 && cursor.next >= size
             };
             if last {
                 self.work.lock().large.retain(|other| !Arc::ptr_eq(other, large));
                 return self.finish(large);
+            }
+            match trail.look() {
+                // Who comes by takes it up again.
+                Crew::TooLarge if size > LARGE => return,
+                Crew::TooSmall => drop(self.came.notify_all()),
+                _ => {}
             }
             if is_enough() {
                 return;
@@ -591,6 +605,7 @@ impl Desk {
                 true => Ok(()),
                 false => rustix::fs::ftruncate(&open.copy, size).map_err(on_destination(Op::Resize)),
             });
+        let done = done.and_then(|()| write_out(open.copy.as_fd(), &(0..size), false));
         if let Err(fault) = done {
             return self.report(open.id, Outcome::Failed(fault));
         }
@@ -633,6 +648,7 @@ impl Desk {
             young: is_young(job.marks.stamp()),
             in_limbo,
             reserve: job.reserve,
+            disk: Arc::clone(&job.disk),
         }))
     }
 
@@ -661,7 +677,7 @@ struct Crowd {
 /// For how long a copier is looked at, how often it has to lose its processor in that time, and for how long it stays away then.
 const LOOKING: Duration = Duration::from_millis(20);
 const PREEMPTIONS: i64 = 3;
-const CROWDED: Duration = Duration::from_millis(200);
+const AWAY: Duration = Duration::from_millis(200);
 
 impl Crowd {
     fn none() -> Crowd {
@@ -669,7 +685,7 @@ impl Crowd {
     }
 
     fn is_felt(&self) -> bool {
-        self.felt.is_some_and(|felt| felt.elapsed() < CROWDED)
+        self.felt.is_some_and(|felt| felt.elapsed() < AWAY)
     }
 
     /// Looks, behind each piece of work.

@@ -108,6 +108,12 @@ impl Destination {
         self.root.as_fd()
     }
 
+    /// The device number of its filesystem.
+    pub(crate) fn dev(&self) -> Result<u64> {
+        let found = rustix::fs::fstat(&self.root).map_err(|e| Error::io(Op::Examine, &self.path, e))?;
+        Ok(found.st_dev)
+    }
+
     /// Bytes free for us, and the reserve to be kept.
     pub(crate) fn space(&self, keep: KeepFree) -> Result<(u64, u64)> {
         let found = rustix::fs::fstatvfs(&self.root).map_err(|e| Error::io(Op::Examine, &self.path, e))?;

@@ -24,7 +24,7 @@ use crate::error::{Error, Op, Result};
 use crate::manifest::{BLOCK_BYTES, Run, block_count, block_digest, zeros_digest};
 use crate::source;
 use crate::tree::{NO_NODE, Name, NodeId};
-use crate::writeout::write_out;
+use crate::writeout::{STEP, write_out};
 
 /// Digests of extended attributes, of those nodes that have any in the destination.
 pub(crate) type XattrDigests = HashMap<NodeId, u64>;
@@ -137,7 +137,7 @@ impl Engine<'_> {
             for &(id, name) in ids {
                 if self.tree.node(id).is_file() {
                     self.complete_digests(id, at.as_fd(), &name)?;
-                    self.let_go_of_copy(id, at.as_fd(), &name)?;
+                    self.write_out_copy(id, at.as_fd(), &name)?;
                 }
                 entries.push(self.to_give(id, name));
             }
@@ -247,11 +247,12 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Writes the copy of a large file out and has the cache let go of it: the host has better use for the room.
-    fn let_go_of_copy(&self, id: NodeId, at: BorrowedFd<'_>, name: &Name) -> Result<(), Trouble> {
+    /// Writes the copy of a file out, little at a time, and has the cache let go of it if it is large: the host has better use for
+    /// the room.
+    fn write_out_copy(&self, id: NodeId, at: BorrowedFd<'_>, name: &Name) -> Result<(), Trouble> {
         let size = self.tree.node(id).copied_size;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if size > LARGE
+        if size > STEP
             && let Ok(copy) = openat(at, name.as_c_str(), flags, Mode::empty())
         {
             let mut from = next_data(copy.as_fd(), 0, size);
@@ -263,7 +264,9 @@ impl Engine<'_> {
                 write_out(copy.as_fd(), &range, true).map_err(|fault| Trouble::Fault(id, fault))?;
                 from = next_data(copy.as_fd(), range.end, size);
             }
-            source::let_go(copy.as_fd(), 0, size);
+            if size > LARGE {
+                source::let_go(copy.as_fd(), 0, size);
+            }
         }
         Ok(())
     }

@@ -490,7 +490,7 @@ impl Engine<'_> {
     ) -> Result<(), Trouble> {
         let node = self.tree.node(id);
         let (marks, handle, parent, text) = (node.marks, node.handle, node.parent, node.name);
-        let direct = node.direct;
+        let (direct, size) = (node.direct, node.attributes.size);
         let name = self.tree.name(text);
         // A file that a first walk finds gets its name in the copy, if that is free.
         let (place, placed) = match copy {
@@ -507,7 +507,20 @@ impl Engine<'_> {
         (node.placed, node.pair_of_copy) = (placed, pair_of_copy);
         let pair = &self.pairs[pair_of_copy as usize];
         let (reserve, limbo) = (pair.reserve, Arc::clone(&pair.destination.limbo));
-        self.desk.hand_in(Job { reserve, id, marks, handle, direct, directory: source, name, place, limbo });
+        let (directory, disk) = (source, Arc::clone(&pair.disk));
+        self.desk.hand_in(Job {
+            id,
+            marks,
+            handle,
+            direct,
+            directory,
+            name,
+            place,
+            limbo,
+            reserve,
+            disk,
+            size,
+        });
         Ok(())
     }
 

@@ -58,6 +58,17 @@ impl Mounted {
         path
     }
 
+    /// How many bytes were written to the disk since it was mounted.
+    pub fn written(&self) -> u64 {
+        let device = rustix::fs::stat(&self.place).expect("the filesystem").st_dev;
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let statistics =
+            fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).expect("a block device");
+        // The seventh is sectors written, which are of 512 bytes everywhere (Documentation/block/stat.rst of Linux).
+        let sectors = statistics.split_whitespace().nth(6).and_then(|sectors| sectors.parse::<u64>().ok());
+        sectors.expect("a number of sectors") * 512
+    }
+
     pub fn free(&self) -> u64 {
         let found = rustix::fs::statvfs(&self.place).expect("the filesystem");
         found.f_bavail * found.f_frsize
