@@ -9,11 +9,13 @@
 //! owner is right, and what is left out because it was refused only ever takes rights away.
 
 use std::ffi::CStr;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Statx, StatxFlags, Timespec, Timestamps, Uid, statx, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Statx, StatxFlags, StatxTimestamp, Timespec, Timestamps, Uid,
+    statx, utimensat,
 };
 use rustix::io::Errno;
 
@@ -35,6 +37,22 @@ const CAPABILITY: &CStr = c"security.capability";
 const LENDING: u32 = 0o6000;
 const SET_GROUP_ID: u32 = 0o2000;
 
+/// A time since the epoch, in no more memory than it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, packed(4))]
+pub(crate) struct Time {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
+}
+
+/// As the manifest has it.
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Time { seconds, nanoseconds } = *self;
+        write!(f, "{seconds}.{nanoseconds:09}")
+    }
+}
+
 /// What an inode is besides its bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attributes {
@@ -43,12 +61,11 @@ pub(crate) struct Attributes {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Seconds and nanoseconds.
-    pub(crate) atime: (i64, u32),
-    /// Seconds and nanoseconds.
-    pub(crate) mtime: (i64, u32),
+    pub(crate) atime: Time,
+    pub(crate) mtime: Time,
     pub(crate) size: u64,
-    pub(crate) nlink: u32,
+    /// How many names it has, or more than that many.
+    pub(crate) nlink: u16,
     /// Major and minor number of a device node.
     pub(crate) rdev: (u32, u32),
     /// Bytes of disk that it occupies.
@@ -60,15 +77,16 @@ impl Attributes {
     pub(crate) const WANTED: StatxFlags = StatxFlags::BASIC_STATS;
 
     pub(crate) fn from_statx(found: &Statx) -> Attributes {
+        let time = |time: StatxTimestamp| Time { seconds: time.tv_sec, nanoseconds: time.tv_nsec };
         Attributes {
             kind: FileType::from_raw_mode(found.stx_mode.into()),
             mode: u32::from(found.stx_mode) & 0o7777,
             uid: found.stx_uid,
             gid: found.stx_gid,
-            atime: (found.stx_atime.tv_sec, found.stx_atime.tv_nsec),
-            mtime: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec),
+            atime: time(found.stx_atime),
+            mtime: time(found.stx_mtime),
             size: found.stx_size,
-            nlink: found.stx_nlink,
+            nlink: found.stx_nlink.try_into().unwrap_or(u16::MAX),
             rdev: (found.stx_rdev_major, found.stx_rdev_minor),
             allocated: found.stx_blocks.saturating_mul(512),
         }
@@ -78,7 +96,7 @@ impl Attributes {
 impl Attributes {
     /// Both times, as the calls that set them take them.
     pub(crate) fn times(&self) -> Timestamps {
-        let time = |(sec, nsec): (i64, u32)| Timespec { tv_sec: sec, tv_nsec: nsec.into() };
+        let time = |time: Time| Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
         Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) }
     }
 }

@@ -652,7 +652,7 @@ impl Engine<'_> {
     }
 
     fn report(&self, cut: &crate::cut::Cut, manifest: Option<PathBuf>) -> Report {
-        let live = || self.tree.ids().map(|id| self.tree.node(id)).filter(|node| node.wanted.is_some());
+        let live = || self.tree.ids().map(|id| self.tree.node(id)).filter(|node| node.wanted);
         Report {
             files: live().filter(|node| node.is_file()).count() as u64,
             directories: live().filter(|node| node.is_directory()).count() as u64,

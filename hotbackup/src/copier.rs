@@ -31,7 +31,7 @@ use crate::session::Control;
 use crate::source::Source;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
-use crate::tree::{Name, NodeId};
+use crate::tree::{Digests, Name, NodeId};
 use crate::writeout::{Crew, Disk, Trail, write_out};
 
 /// The size of one read and write.
@@ -238,7 +238,7 @@ pub(crate) struct Job {
 pub(crate) struct Finished {
     pub(crate) attributes: Attributes,
     pub(crate) xattrs: Vec<u8>,
-    pub(crate) digests: Vec<u64>,
+    pub(crate) digests: Digests,
     /// It had been changed a moment before it was read, by no captured call.
     pub(crate) young: bool,
     /// Its copy lies in limbo.
@@ -298,7 +298,7 @@ pub(crate) struct Desk {
 struct Large {
     open: Opened,
     cursor: Mutex<Cursor>,
-    digests: Mutex<Vec<u64>>,
+    digests: Mutex<Digests>,
     fault: Mutex<Option<Fault>>,
     /// How long the copy is.
     length: AtomicU64,
@@ -521,7 +521,7 @@ impl Desk {
         let blocks = if self.manner.digests { blocks_of(size) } else { 0 };
         let large = Large {
             cursor: Mutex::new(Cursor { next: if shared { size } else { 0 }, running: 0 }),
-            digests: Mutex::new(vec![UNKNOWN; blocks]),
+            digests: Mutex::new(Digests::from_elem(UNKNOWN, blocks)),
             fault: Mutex::new(None),
             // The kernel clones what the file has become meanwhile: how long such a copy is is not known.
             length: AtomicU64::new(0),

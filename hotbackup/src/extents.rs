@@ -55,7 +55,7 @@ pub(crate) struct Stamp {
 zeroed! {
     /// The marks of one inode. Zeroed memory is an inode without marks.
     pub(crate) struct Marks {
-        dev: AtomicU64,
+        dev: AtomicU32,
         ino: AtomicU64,
         flags: AtomicU32,
         /// The engine's number for what this inode is now.
@@ -76,6 +76,16 @@ zeroed! {
         next: AtomicRef<Marks>,
         chain: AtomicRef<Marks>,
     }
+}
+
+/// A device number, of which the kernel has 12 bits for the major and 20 for the minor number (kdev_t.h), in one word of 32.
+fn short(dev: u64) -> Option<u32> {
+    let (major, minor) = (dev >> 32, dev & u64::from(u32::MAX));
+    (major < 1 << 12 && minor < 1 << 20).then_some((major << 20 | minor) as u32)
+}
+
+fn long(short: u32) -> u64 {
+    u64::from(short >> 20) << 32 | u64::from(short & ((1 << 20) - 1))
 }
 
 /// The marks of 128 MiB.
@@ -124,7 +134,7 @@ impl Ledger {
     /// Marks for one inode, or `None` when there is no memory.
     pub(crate) fn watch(&self, dev: u64, ino: u64) -> Option<&'static Marks> {
         let marks = self.pool.one::<Marks>()?;
-        marks.dev.store(dev, Ordering::Relaxed);
+        marks.dev.store(short(dev)?, Ordering::Relaxed);
         marks.ino.store(ino, Ordering::Relaxed);
         Some(marks)
     }
@@ -164,7 +174,7 @@ impl Marks {
     pub(crate) fn new() -> Marks {
         let word = || AtomicU64::new(0);
         Marks {
-            dev: word(),
+            dev: AtomicU32::new(0),
             ino: word(),
             flags: AtomicU32::new(0),
             node: AtomicU32::new(0),
@@ -183,7 +193,7 @@ impl Marks {
     }
 
     pub(crate) fn is(&self, dev: u64, ino: u64) -> bool {
-        self.dev.load(Ordering::Relaxed) == dev && self.ino.load(Ordering::Relaxed) == ino
+        Some(self.dev.load(Ordering::Relaxed)) == short(dev) && self.ino.load(Ordering::Relaxed) == ino
     }
 
     /// The inode behind this one in the registry's chain.
@@ -197,7 +207,7 @@ impl Marks {
     }
 
     pub(crate) fn device_and_inode(&self) -> (u64, u64) {
-        (self.dev.load(Ordering::Relaxed), self.ino.load(Ordering::Relaxed))
+        (long(self.dev.load(Ordering::Relaxed)), self.ino.load(Ordering::Relaxed))
     }
 
     pub(crate) fn node(&self) -> u32 {

@@ -16,7 +16,7 @@ use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::attributes::Attributes;
+use crate::attributes::{Attributes, Time};
 
 mod digester;
 mod mark;
@@ -268,13 +268,9 @@ fn checksum_line(digest: u64) -> String {
 }
 
 /// Seconds since 1970 and nanoseconds, which always count forwards, as the kernel has them.
-fn time_text((sec, nsec): (i64, u32)) -> String {
-    format!("{sec}.{nsec:09}")
-}
-
-fn time_of(text: &str) -> Option<(i64, u32)> {
-    let (sec, nsec) = text.split_once('.')?;
-    Some((sec.parse().ok()?, nsec.parse().ok()?))
+fn time_of(text: &str) -> Option<Time> {
+    let (seconds, nanoseconds) = text.split_once('.')?;
+    Some(Time { seconds: seconds.parse().ok()?, nanoseconds: nanoseconds.parse().ok()? })
 }
 
 /// A time in UTC as RFC 3339 writes it, with nanoseconds.

@@ -44,12 +44,12 @@ impl Engine<'_> {
         Ok(directories)
     }
 
-    /// Notes for every live node the first place that it goes to.
+    /// Notes of every live node that it is one, and makes the first place that it goes to the one that it is known by.
     fn want(&mut self, live: &[NodeId]) {
         for &id in live {
             let node = self.tree.node_mut(id);
             if node.parent == NO_NODE {
-                node.wanted = Some((NO_NODE, Text::default()));
+                node.wanted = true;
             }
         }
         for &directory in live {
@@ -62,8 +62,8 @@ impl Engine<'_> {
                     self.tree.node_mut(child).pair = self.tree.node(directory).pair;
                     let keep = self.is_placed_at(child, directory, name);
                     let node = self.tree.node_mut(child);
-                    if node.wanted.is_none() || keep {
-                        node.wanted = Some((directory, name));
+                    if !node.wanted || keep {
+                        (node.wanted, node.parent, node.name) = (true, directory, name);
                     }
                 }
             }
@@ -86,8 +86,8 @@ impl Engine<'_> {
         let Placed::In(parent, name) = node.placed else {
             return Ok(());
         };
-        let stays = node.wanted.is_some_and(|(to, text)| self.is_placed_at(id, to, text));
-        let crosses = node.wanted.is_some() && node.pair != node.pair_of_copy;
+        let stays = node.wanted && self.is_placed_at(id, node.parent, node.name);
+        let crosses = node.wanted && node.pair != node.pair_of_copy;
         if parent == NO_NODE || stays && !crosses {
             return Ok(());
         }
@@ -143,7 +143,8 @@ impl Engine<'_> {
                 continue;
             }
             let text = self.tree.name(name);
-            if self.tree.node(child).wanted.is_some_and(|(to, n)| to == directory && n == name) {
+            let node = self.tree.node(child);
+            if (node.parent, node.name) == (directory, name) {
                 self.place(child, at.as_fd(), &text)?;
                 let pair = self.tree.node(directory).pair;
                 let node = self.tree.node_mut(child);

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use smallvec::SmallVec;
 
 use crate::attributes::Attributes;
 use crate::extents::Marks;
@@ -64,7 +65,10 @@ impl Text {
     }
 }
 
-/// One inode of a source.
+/// Digests of a file's blocks: those of most files take no memory of their own.
+pub(crate) type Digests = SmallVec<[u64; 2]>;
+
+/// One inode of a source. There may be millions: what is seldom there is elsewhere, or small.
 pub(crate) struct Node {
     pub(crate) marks: &'static Marks,
     pub(crate) attributes: Attributes,
@@ -105,10 +109,13 @@ pub(crate) struct Node {
     /// The size of its copy, which only the copier that has it changes.
     pub(crate) copied_size: u64,
     /// Digests of the copy's blocks, as far as they are known.
-    pub(crate) digests: Vec<u64>,
-    /// Where the node goes when the backup is published: set by `reconcile`.
-    pub(crate) wanted: Option<(NodeId, Text)>,
+    pub(crate) digests: Digests,
+    /// It is part of the backup, and goes where `parent` and `name` say: set by `reconcile`.
+    pub(crate) wanted: bool,
 }
+
+// What each file takes (docs/benchmarks.md) is to grow on purpose only.
+const _: () = assert!(size_of::<Node>() <= 176 && size_of::<Marks>() <= 104);
 
 impl Node {
     pub(crate) fn kind(&self) -> FileType {

@@ -19,7 +19,7 @@ use crate::manifest::{INCOMPLETE_MARK, MANIFEST_NAME};
 use crate::registry::WATCH;
 use crate::session::Request;
 use crate::sys;
-use crate::tree::{Copy, NO_NODE, Name, Node, NodeId, Placed, Text};
+use crate::tree::{Copy, Digests, NO_NODE, Name, Node, NodeId, Placed, Text};
 
 const READ_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
@@ -600,8 +600,8 @@ fn new_node(
         content: Text::default(),
         xattrs: Text::default(),
         copied_size: 0,
-        digests: Vec::new(),
-        wanted: None,
+        digests: Digests::new(),
+        wanted: false,
     }
 }
 

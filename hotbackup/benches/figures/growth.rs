@@ -18,7 +18,7 @@ pub fn memory() -> Done {
     let taken = memory_of(&place, &sparse)?.iter().map(|bytes| bytes / MIB).collect();
     note(Figure::alone("memory", "100 GiB sparse file", "MiB", taken).target(Target::WorstAtMost(32.0)))?;
     let (many, count) = (place.directory("many")?, scaled(1_000_000, 2_000));
-    make_files(&many, count, |_| 0)?;
+    make_files(&many, count, |_| 64)?;
     let taken = memory_of(&place, &many)?.iter().map(|bytes| bytes / count as f64).collect();
     let figure = Figure::alone("memory", "1,000,000 files", "B/file", taken);
     note(figure.target(Target::WorstAtMost(256.0)))

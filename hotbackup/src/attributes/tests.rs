@@ -156,7 +156,7 @@ fn links_directories_pipes_and_nodes_get_theirs() {
         }
         let copy = format!("{name}_copy");
         let mut wanted = attributes(&from);
-        wanted.mtime = (1_000_000_000, 123_456_789);
+        wanted.mtime = Time { seconds: 1_000_000_000, nanoseconds: 123_456_789 };
         let (_, notes) = give(&room, &copy, &wanted, &xattrs(&from), true);
         assert_eq!(notes, [""; 0]);
         let has = attributes(&room.path(&copy));

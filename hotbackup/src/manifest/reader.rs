@@ -13,6 +13,7 @@ use super::{
     BLOCK_BYTES, CHECKSUM_LINE, ENTRIES_BEGIN, EntryLine, FORMAT, FooterLine, HeaderLine, Kind, Run,
     block_count, checksum_line, number_of, time_of, zeros_digest,
 };
+use crate::attributes::Time;
 use crate::error::{Error, Op, Result};
 
 /// An open manifest that is what was once written.
@@ -42,7 +43,7 @@ pub(crate) struct Expected {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) mtime: (i64, u32),
+    pub(crate) mtime: Time,
     pub(crate) target: Option<PathBuf>,
     pub(crate) device: Option<(u32, u32)>,
     pub(crate) group: Option<u64>,

@@ -10,8 +10,8 @@ fn attributes(kind: FileType, size: u64) -> Attributes {
         mode: 0o4751,
         uid: 1,
         gid: u32::MAX - 1,
-        atime: (-2, 999_999_999),
-        mtime: (1_700_000_000, 5),
+        atime: Time { seconds: -2, nanoseconds: 999_999_999 },
+        mtime: Time { seconds: 1_700_000_000, nanoseconds: 5 },
         size,
         nlink: 1,
         rdev: (8, 17),
@@ -88,7 +88,10 @@ fn what_was_written_is_read_back() {
     assert_eq!(paths, wanted);
     let file = &entries[1];
     assert_eq!((file.kind, file.mode, file.uid, file.gid), (Kind::File, 0o4751, 1, u32::MAX - 1));
-    assert_eq!((file.mtime, file.group, file.xattrs), ((1_700_000_000, 5), Some(3), 0xabc));
+    assert_eq!(
+        (file.mtime, file.group, file.xattrs),
+        (Time { seconds: 1_700_000_000, nanoseconds: 5 }, Some(3), 0xabc)
+    );
     let zeros = Run { digest: zeros_digest(BLOCK_BYTES), blocks: 4 };
     assert_eq!(file.blocks.as_deref(), Some(&[Run::from(7), zeros, Run::from(u64::MAX)][..]));
     assert_eq!((entries[2].tree, entries[2].blocks.as_deref()), (1, None));

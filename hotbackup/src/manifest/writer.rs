@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     BLOCK_BYTES, ENTRIES_BEGIN, Entry, EntryLine, FORMAT, FooterLine, Header, HeaderLine, Kind, Name, Run,
-    TreeLine, checksum_line, rfc3339, time_text, zeros_digest,
+    TreeLine, checksum_line, rfc3339, zeros_digest,
 };
 use crate::backup::Warning;
 
@@ -146,8 +146,8 @@ fn line_of<'a>(entry: &Entry<'a>) -> EntryLine<'a> {
         mode: format!("{:04o}", attributes.mode).into(),
         uid: attributes.uid,
         gid: attributes.gid,
-        mtime: time_text(attributes.mtime).into(),
-        atime: time_text(attributes.atime).into(),
+        mtime: attributes.mtime.to_string().into(),
+        atime: attributes.atime.to_string().into(),
         target: entry.target.map(Name::of),
         device: matches!(kind, Kind::Character | Kind::Block).then_some(attributes.rdev),
         group: entry.group,
