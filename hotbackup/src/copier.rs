@@ -571,9 +571,9 @@ impl Desk {
             }
             match trail.look() {
                 // Who comes by takes it up again.
-                Crew::TooLarge if size > LARGE => return,
+                Crew::TooLarge => return,
                 Crew::TooSmall => drop(self.came.notify_all()),
-                _ => {}
+                Crew::Right => {}
             }
             if is_enough() {
                 return;

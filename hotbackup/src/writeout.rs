@@ -37,10 +37,11 @@ pub(crate) fn write_out(copy: BorrowedFd<'_>, range: &Range<u64>, wait: bool) ->
 /// A filesystem that copies are written to.
 pub(crate) struct Disk {
     dev: u64,
-    /// Held by the copier that waits for the disk and gives it more to do.
+    /// Held by the copier that gives the disk more to do and waits for what came before.
     turn: Mutex<()>,
-    /// How many copiers are at large files.
+    /// How many copiers are at large files, and how often one has come or gone.
     copiers: AtomicU32,
+    changes: AtomicU32,
     /// It is what they wait for, as far as is known: until one of them has tried, the others stay away.
     is_limit: AtomicBool,
 }
@@ -52,7 +53,8 @@ impl Disk {
     }
 
     fn new(dev: u64) -> Disk {
-        Disk { dev, turn: Mutex::new(()), copiers: AtomicU32::new(0), is_limit: AtomicBool::new(true) }
+        let (copiers, changes) = (AtomicU32::new(0), AtomicU32::new(0));
+        Disk { dev, turn: Mutex::new(()), copiers, changes, is_limit: AtomicBool::new(true) }
     }
 
     /// Whether one more copier of a large file would only wait.
@@ -84,14 +86,17 @@ pub(crate) struct Trail<'a> {
     /// When it was looked at last whether the crew is right, and how long the disk was waited for since.
     looked: Instant,
     waited: Duration,
+    /// How often one had come or gone by then.
+    changes: u32,
 }
 
 impl<'a> Trail<'a> {
     pub(crate) fn behind(copy: BorrowedFd<'a>, size: u64, disk: &'a Disk) -> Trail<'a> {
         let is_large = size > LARGE;
         disk.copiers.fetch_add(is_large.into(), Ordering::Relaxed);
+        let changes = disk.changes.fetch_add(is_large.into(), Ordering::Relaxed) + u32::from(is_large);
         let (looked, waited) = (Instant::now(), Duration::ZERO);
-        Trail { copy, disk, is_large, fresh: 0..0, bytes: 0, under_way: 0..0, looked, waited }
+        Trail { copy, disk, is_large, fresh: 0..0, bytes: 0, under_way: 0..0, looked, waited, changes }
     }
 
     /// What is in the range was written.
@@ -110,8 +115,8 @@ impl<'a> Trail<'a> {
         let begun = Instant::now();
         {
             let _turn = self.disk.turn.lock();
-            write_out(self.copy, &before, true)?;
             write_out(self.copy, &self.under_way, false)?;
+            write_out(self.copy, &before, true)?;
         }
         self.waited += begun.elapsed();
         if self.is_large && !before.is_empty() {
@@ -120,10 +125,18 @@ impl<'a> Trail<'a> {
         Ok(())
     }
 
-    /// Looks, behind each piece of work on a large file.
+    /// Looks, behind each chunk of a large file. Of smaller ones nobody can be sent away.
     pub(crate) fn look(&mut self) -> Crew {
+        if !self.is_large {
+            return Crew::Right;
+        }
         let (age, waited) = (self.looked.elapsed(), std::mem::take(&mut self.waited));
         self.looked = Instant::now();
+        let changes = self.disk.changes.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.changes, changes) != changes {
+            // How long another crew has waited says nothing about this one.
+            return Crew::Right;
+        }
         let is_limit = waited > age / 8;
         let was_limit = self.disk.is_limit.swap(is_limit, Ordering::Relaxed);
         match self.disk.copiers.load(Ordering::Relaxed) {
@@ -137,6 +150,7 @@ impl<'a> Trail<'a> {
 impl Drop for Trail<'_> {
     fn drop(&mut self) {
         self.disk.copiers.fetch_sub(self.is_large.into(), Ordering::Relaxed);
+        self.disk.changes.fetch_add(self.is_large.into(), Ordering::Relaxed);
     }
 }
 
