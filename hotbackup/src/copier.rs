@@ -443,6 +443,10 @@ impl Desk {
         work.closed = true;
         work.jobs.clear();
         work.errands.clear();
+        // Where all is done there is none: the session has failed, and nobody needs the rest.
+        for large in &work.large {
+            large.fault.lock().get_or_insert(Fault::Interrupted);
+        }
         self.came.notify_all();
     }
 
@@ -568,6 +572,10 @@ impl Desk {
             if last {
                 self.work.lock().large.retain(|other| !Arc::ptr_eq(other, large));
                 return self.finish(large);
+            }
+            if large.fault.lock().is_some() {
+                // The rest is passed over at once, so that the fault is reported.
+                continue;
             }
             match trail.look() {
                 // Who comes by takes it up again.

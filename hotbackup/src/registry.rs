@@ -139,7 +139,6 @@ pub(crate) fn prepare() -> Option<&'static Gate> {
     if !FORK.swap(true, Ordering::AcqRel) {
         sys::thread::after_fork_in_child(after_fork);
     }
-    sys::raw::try_without_path();
     set_up()?;
     gate()
 }

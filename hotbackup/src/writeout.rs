@@ -22,14 +22,15 @@ use crate::{source, sys};
 pub(crate) const STEP: u64 = 1 << 20;
 
 /// Writes out a range of a copy, or begins to. Everything is synced later; but who syncs may not be told of an error that was told
-/// here. Where the call is not known there is nothing to write out early.
+/// here, which is any where it waits. Where the call is not known there is nothing to write out early.
 pub(crate) fn write_out(copy: BorrowedFd<'_>, range: &Range<u64>, wait: bool) -> Result<(), Fault> {
     // No length would mean up to the end of the file.
     if range.is_empty() {
         return Ok(());
     }
     match sys::raw::write_out(copy, range.start, range.end - range.start, wait) {
-        Err(Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => Ok(()),
+        Err(Errno::NOSYS) => Ok(()),
+        Err(Errno::INVAL | Errno::SPIPE) if !wait => Ok(()),
         done => done.map_err(on_destination(Op::Sync)),
     }
 }

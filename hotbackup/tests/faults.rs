@@ -380,6 +380,30 @@ fn a_destination_that_vanishes_fails_the_backup_and_no_write() {
     }
 }
 
+/// Copying the rest of the large file would take a minute and a half: the watchdog would bite.
+#[test]
+fn a_backup_that_has_failed_does_not_copy_the_rest_of_a_large_file() {
+    let _alone = common::alone();
+    let place = Place::new("the rest of a large file");
+    fs::write(place.source.join("in/ner/large"), vec![b'x'; 400 << 20]).expect("a large file");
+    for i in 0..1000 {
+        fs::write(place.source.join(format!("small {i}")), vec![b'x'; 64 << 10]).expect("a small file");
+    }
+    let staged = place.destination.join("HOTBACKUP-INCOMPLETE");
+    let copy = staged.join("tree/in/ner/large");
+    let mut begun = false;
+    let backup = place.backup().threads(2).throttle(Throttle::bytes_per_sec(4 << 20));
+    let error = place.fails(backup.on_progress(|_| {
+        if !begun && copy.metadata().is_ok_and(|copy| copy.len() > 0) {
+            begun = true;
+            fs::remove_dir_all(&staged).expect("it can be removed");
+        }
+        ControlFlow::Continue(())
+    }));
+    assert!(begun, "the large file was not being copied: {error}");
+    names(&error, &place.destination);
+}
+
 /// Someone else's files turn up in the destination while the session runs.
 #[test]
 fn a_destination_that_somebody_else_writes_to_never_looks_complete_and_wrong() {

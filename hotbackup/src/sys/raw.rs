@@ -38,13 +38,14 @@ pub(crate) fn gettid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
-/// Whether statx(2) takes no path at all for an empty one, which spares the kernel reading it: since Linux 6.11.
+/// Whether statx(2) takes no path at all for an empty one, which spares the kernel reading it. Linux 6.18 does.
 static TAKES_NO_PATH: AtomicBool = AtomicBool::new(false);
 
-/// Finds that out.
+/// Finds that out. For engine threads: it looks at the current directory.
 pub(crate) fn try_without_path() {
     let mut found = MaybeUninit::<Statx>::uninit();
-    let (flags, wanted) = (AtFlags::EMPTY_PATH.bits(), StatxFlags::INO.bits());
+    let (flags, wanted) = (AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO);
+    let (flags, wanted) = (flags.bits(), wanted.bits());
     // SAFETY: the kernel fills the struct or answers EFAULT.
     let tried = unsafe { syscall!(Sysno::statx, libc::AT_FDCWD, 0, flags, wanted, found.as_mut_ptr()) };
     TAKES_NO_PATH.store(tried.is_ok(), Ordering::Relaxed);
