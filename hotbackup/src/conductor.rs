@@ -292,7 +292,6 @@ pub(crate) fn run(plan: Plan, control: &Arc<Control>, caller: &Caller) -> Result
     let gate = registry::prepare()
         .filter(|_| sys::raw::can_fence() && sys::raw::can_read_paths())
         .ok_or_else(|| Error::io(Op::Arm, "this process", rustix::io::Errno::NOSYS))?;
-    sys::raw::try_without_path();
     let pairs = claim(&plan)?;
     let manner = Manner { digests: plan.manifest != ManifestPlace::None, share_blocks: plan.share_blocks };
     let desk = Desk::new(Arc::clone(control), manner);

@@ -3,7 +3,6 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -38,19 +37,6 @@ pub(crate) fn gettid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
-/// Whether statx(2) takes no path at all for an empty one, which spares the kernel reading it. Linux 6.18 does.
-static TAKES_NO_PATH: AtomicBool = AtomicBool::new(false);
-
-/// Finds that out. For engine threads: it looks at the current directory.
-pub(crate) fn try_without_path() {
-    let mut found = MaybeUninit::<Statx>::uninit();
-    let (flags, wanted) = (AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO);
-    let (flags, wanted) = (flags.bits(), wanted.bits());
-    // SAFETY: the kernel fills the struct or answers EFAULT.
-    let tried = unsafe { syscall!(Sysno::statx, libc::AT_FDCWD, 0, flags, wanted, found.as_mut_ptr()) };
-    TAKES_NO_PATH.store(tried.is_ok(), Ordering::Relaxed);
-}
-
 /// Asks statx(2) and has `read` see what the kernel answers where it lies: rustix's copies it.
 #[inline]
 pub(crate) fn statx_in_place<T>(
@@ -62,10 +48,8 @@ pub(crate) fn statx_in_place<T>(
 ) -> Result<T, Errno> {
     let mut found = MaybeUninit::<Statx>::uninit();
     let (flags, wanted) = (flags.bits(), wanted.bits());
-    let no_path = path.is_empty() && TAKES_NO_PATH.load(Ordering::Relaxed);
-    let path = if no_path { std::ptr::null() } else { path.as_ptr() };
-    // SAFETY: the path, if there is one, ends with NUL; `Statx` is the kernel's struct, which rustix hands to it in the same way.
-    unsafe { syscall!(Sysno::statx, dir.as_raw_fd(), path, flags, wanted, found.as_mut_ptr()) }
+    // SAFETY: the path ends with NUL; `Statx` is the kernel's struct, which rustix hands to it in the same way.
+    unsafe { syscall!(Sysno::statx, dir.as_raw_fd(), path.as_ptr(), flags, wanted, found.as_mut_ptr()) }
         .map_err(errno)?;
     // SAFETY: the kernel has filled it.
     Ok(read(unsafe { found.assume_init_ref() }))
