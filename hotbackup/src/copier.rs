@@ -540,7 +540,11 @@ impl Desk {
         }
         let large = Arc::new(large);
         if size > LARGE {
-            self.work.lock().large.push_back(Arc::clone(&large));
+            let mut work = self.work.lock();
+            if work.closed {
+                return;
+            }
+            work.large.push_back(Arc::clone(&large));
             self.came.notify_all();
         }
         self.help(&large, buffer, || false);
