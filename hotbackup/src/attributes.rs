@@ -66,10 +66,8 @@ pub(crate) struct Attributes {
     pub(crate) size: u64,
     /// How many names it has, or more than that many.
     pub(crate) nlink: u16,
-    /// Major and minor number of a device node.
-    pub(crate) rdev: (u32, u32),
-    /// Bytes of disk that it occupies.
-    pub(crate) allocated: u64,
+    /// Of a device node its major and minor number, 32 bits each; of anything else the bytes of disk that it takes.
+    pub(crate) room_or_device: u64,
 }
 
 impl Attributes {
@@ -78,8 +76,9 @@ impl Attributes {
 
     pub(crate) fn from_statx(found: &Statx) -> Attributes {
         let time = |time: StatxTimestamp| Time { seconds: time.tv_sec, nanoseconds: time.tv_nsec };
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
         Attributes {
-            kind: FileType::from_raw_mode(found.stx_mode.into()),
+            kind,
             mode: u32::from(found.stx_mode) & 0o7777,
             uid: found.stx_uid,
             gid: found.stx_gid,
@@ -87,18 +86,33 @@ impl Attributes {
             mtime: time(found.stx_mtime),
             size: found.stx_size,
             nlink: found.stx_nlink.try_into().unwrap_or(u16::MAX),
-            rdev: (found.stx_rdev_major, found.stx_rdev_minor),
-            allocated: found.stx_blocks.saturating_mul(512),
+            room_or_device: if is_device(kind) {
+                u64::from(found.stx_rdev_major) << 32 | u64::from(found.stx_rdev_minor)
+            } else {
+                found.stx_blocks.saturating_mul(512)
+            },
         }
     }
-}
 
-impl Attributes {
+    /// Bytes of disk that it takes.
+    pub(crate) fn allocated(&self) -> u64 {
+        if is_device(self.kind) { 0 } else { self.room_or_device }
+    }
+
+    /// Major and minor number, if it is a device node.
+    pub(crate) fn device(&self) -> Option<(u32, u32)> {
+        is_device(self.kind).then_some(((self.room_or_device >> 32) as u32, self.room_or_device as u32))
+    }
+
     /// Both times, as the calls that set them take them.
     pub(crate) fn times(&self) -> Timestamps {
         let time = |time: Time| Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
         Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) }
     }
+}
+
+fn is_device(kind: FileType) -> bool {
+    matches!(kind, FileType::CharacterDevice | FileType::BlockDevice)
 }
 
 /// What [`apply`] was able to give: what the copy has now.

@@ -634,7 +634,7 @@ impl Engine<'_> {
     /// Allocated bytes of the files of a pair that are not begun.
     fn owed_by(&self, pair: usize) -> u64 {
         let nodes = self.to_copy.iter().map(|&id| self.tree.node(id));
-        nodes.filter(|node| node.pair as usize == pair).map(|node| node.attributes.allocated).sum()
+        nodes.filter(|node| node.pair as usize == pair).map(|node| node.attributes.allocated()).sum()
     }
 
     /// Takes over what the copiers have finished.

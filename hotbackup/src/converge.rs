@@ -13,9 +13,7 @@ use rustix::io::Errno;
 
 use crate::beneath;
 use crate::conductor::{Engine, Trouble};
-use crate::copier::{
-    self, Desk, Fault, Holes, PIECE, Pace, UNKNOWN, copy_range, examine, on_destination, on_source,
-};
+use crate::copier::{self, Desk, Fault, Holes, PIECE, Pace, copy_range, examine, on_destination, on_source};
 use crate::error::{Error, Op};
 use crate::extents::{self, Marks};
 use crate::manifest::BLOCK_BYTES;
@@ -415,7 +413,7 @@ impl Engine<'_> {
         let node = self.tree.node(id);
         // The marks of one that was replaced are those of what has its inode number now.
         if !self.walking && !node.replaced && !copier::is_large(&node.attributes) {
-            let bytes = node.attributes.size.min(node.attributes.allocated);
+            let bytes = node.attributes.size.min(node.attributes.allocated());
             node.marks.mark_tail(&WATCH.ledger, 0, bytes.max(PER_FILE));
             self.count_for_lag(id);
         }
@@ -589,7 +587,7 @@ impl Engine<'_> {
     }
 
     fn forget_digests(&mut self, id: NodeId, range: Range<u64>) {
-        forget(&mut self.tree.node_mut(id).digests, &range);
+        self.tree.node_mut(id).digests.forget(&range);
     }
 
     /// Copies a file for the first time, into limbo, without the copiers.
@@ -607,7 +605,7 @@ impl Engine<'_> {
         let marks = self.tree.node(id).marks;
         let node = self.tree.node_mut(id);
         node.placed = Placed::Limbo;
-        node.digests.clear();
+        node.digests.forget_all();
         node.copied_size = 0;
         // Everything is owed: patching it copies it whole.
         marks.mark_tail(&WATCH.ledger, 0, 1);
@@ -653,19 +651,6 @@ impl Engine<'_> {
     }
 }
 
-/// Forgets the digests of the blocks that `range` touches, and of the last one, whose length may have changed.
-fn forget(digests: &mut [u64], range: &Range<u64>) {
-    let block = BLOCK_BYTES as u64;
-    let from = usize::try_from(range.start / block).unwrap_or(usize::MAX);
-    let to = usize::try_from(range.end.div_ceil(block)).unwrap_or(usize::MAX);
-    for index in from..to.max(from + 1).min(digests.len()) {
-        digests[index] = UNKNOWN;
-    }
-    if let Some(last) = digests.last_mut() {
-        *last = UNKNOWN;
-    }
-}
-
 /// Copies the marked blocks of a file, then its tail.
 fn patch_marked(
     node: &mut Node,
@@ -689,11 +674,11 @@ fn patch_marked(
             marks.mark_range(ledger, run.start.max(size), run.end);
         }
         let run = run.start.min(size)..run.end.min(size);
-        forget(&mut node.digests, &run);
+        node.digests.forget(&run);
         copy_range(&pair.source, pair.copy.as_fd(), run, patch, buffer, hurry)?;
     }
     if let Some(tail) = tail {
-        forget(&mut node.digests, &tail);
+        node.digests.forget(&tail);
         copy_range(&pair.source, pair.copy.as_fd(), tail, tail_holes, buffer, hurry)?;
     }
     Ok(())

@@ -22,6 +22,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec, pwrite};
 
 use crate::attributes::{self, Attributes};
 use crate::beneath::{self, Table};
+use crate::digests::{Digests, blocks_of};
 use crate::error::Op;
 use crate::extents::{self, BLOCK, Marks, Stamp};
 use crate::intercept::{device, stamp};
@@ -31,7 +32,7 @@ use crate::session::Control;
 use crate::source::Source;
 use crate::sys;
 use crate::sys::mem::PageBuffer;
-use crate::tree::{Digests, Name, NodeId};
+use crate::tree::{Name, NodeId};
 use crate::writeout::{Crew, Disk, Trail, write_out};
 
 /// The size of one read and write.
@@ -45,8 +46,6 @@ const BACKLOG: u64 = 192;
 const MOST_KEPT: u64 = 1024;
 /// How much is written between two looks at the free space.
 const SPACE_CHECK: u64 = 16 << 20;
-/// A digest that is not known: the block is read again from the copy.
-pub(crate) const UNKNOWN: u64 = 0;
 
 /// Which side of a copy a fault is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -525,7 +524,7 @@ impl Desk {
         let blocks = if self.manner.digests { blocks_of(size) } else { 0 };
         let large = Large {
             cursor: Mutex::new(Cursor { next: if shared { size } else { 0 }, running: 0 }),
-            digests: Mutex::new(Digests::from_elem(UNKNOWN, blocks)),
+            digests: Mutex::new(Digests::unknown(blocks)),
             fault: Mutex::new(None),
             // The kernel clones what the file has become meanwhile: how long such a copy is is not known.
             length: AtomicU64::new(0),
@@ -810,18 +809,12 @@ fn is_young(stamp: Stamp) -> bool {
 
 /// Whether there is so much in a file that copying it takes a while.
 pub(crate) fn is_large(attributes: &Attributes) -> bool {
-    attributes.size.min(attributes.allocated) > LARGE
+    attributes.size.min(attributes.allocated()) > LARGE
 }
 
 /// Whether a file occupies less than its size.
 pub(crate) fn is_sparse(attributes: &Attributes) -> bool {
-    attributes.allocated < attributes.size
-}
-
-/// How many digests are kept of a file of this size. Those of a file beyond 1 TiB are only made when the backup is
-/// published, hole by hole: their number may have nothing to do with its data.
-pub(crate) fn blocks_of(size: u64) -> usize {
-    if size > 1 << 40 { 0 } else { size.div_ceil(BLOCK_BYTES as u64) as usize }
+    attributes.allocated() < attributes.size
 }
 
 /// The pace of first copies: throttled, cancellable, and noting digests.

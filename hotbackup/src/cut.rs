@@ -343,6 +343,8 @@ impl Engine<'_> {
         let longest = longest.map(|node| self.tree.entries(node.marks.node())).max().unwrap_or(0);
         self.entries.clear();
         self.entries.reserve(longest + ROOM);
+        // A whole first walk's have waited there.
+        self.to_copy.shrink_to(0);
         for list in [&mut self.to_list, &mut self.to_copy, &mut self.lost, &mut self.later, &mut self.moved] {
             list.reserve(ROOM);
         }

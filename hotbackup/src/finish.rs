@@ -19,7 +19,8 @@ use rustix::io::Errno;
 use crate::attributes::{self, Applied, Attributes, xattr_digest};
 use crate::backup::ManifestPlace;
 use crate::conductor::{Engine, Trouble};
-use crate::copier::{LARGE, Side, UNKNOWN, blocks_of, next_data, on_destination};
+use crate::copier::{LARGE, Side, next_data, on_destination};
+use crate::digests::{UNKNOWN, blocks_of};
 use crate::error::{Error, Op, Result};
 use crate::manifest::{BLOCK_BYTES, Run, block_count, block_digest, zeros_digest};
 use crate::source;
@@ -232,7 +233,7 @@ impl Engine<'_> {
             openat(at, name.as_c_str(), flags, Mode::empty()).map_err(fault(Op::Open))
         };
         let mut digests = std::mem::take(&mut self.tree.node_mut(id).digests);
-        digests.resize(blocks_of(size), UNKNOWN);
+        digests.resize(blocks_of(size));
         if size > 0 && digests.is_empty() {
             let runs = digest_runs(open()?.as_fd(), size, &mut self.buffer).map_err(fault(Op::Read))?;
             self.huge.insert(id, runs);

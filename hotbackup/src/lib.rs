@@ -37,6 +37,8 @@ mod cut;
 #[cfg(not(loom))]
 mod destination;
 #[cfg(not(loom))]
+mod digests;
+#[cfg(not(loom))]
 mod direct;
 #[cfg(not(loom))]
 mod doctor;

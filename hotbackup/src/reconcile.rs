@@ -191,7 +191,7 @@ impl Engine<'_> {
                 return Err(Error::Defect(format!("{} was not copied", path.display())).into());
             }
             kind => {
-                let (major, minor) = node.attributes.rdev;
+                let (major, minor) = node.attributes.device().unwrap_or_default();
                 let device: Dev = makedev(major, minor);
                 match mknodat(at, name.as_c_str(), kind, mode, device) {
                     Err(Errno::PERM) if kind != FileType::Fifo => {

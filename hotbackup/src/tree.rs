@@ -11,9 +11,9 @@ use std::path::PathBuf;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use smallvec::SmallVec;
 
 use crate::attributes::Attributes;
+use crate::digests::Digests;
 use crate::extents::Marks;
 
 /// The number of a node; also kept in the inode's marks.
@@ -52,21 +52,69 @@ pub(crate) enum Copy {
     Done,
 }
 
-/// A piece of the heap.
+/// A piece of the heap: where it begins. Its length stands there, seven bits a byte, the low ones first, and all of these
+/// bytes but the last with the high bit set; then come its own. An empty one lies at the heap's beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Text {
-    at: u32,
-    len: u32,
-}
+pub(crate) struct Text(u32);
 
 impl Text {
-    fn range(self) -> Range<usize> {
-        self.at as usize..self.at as usize + self.len as usize
+    /// Where its bytes lie.
+    fn range(self, heap: &[u8]) -> Range<usize> {
+        let (mut at, mut len, mut shift) = (self.0 as usize, 0, 0);
+        loop {
+            let byte = heap[at];
+            len |= usize::from(byte & 0x7f) << shift;
+            at += 1;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                return at..at + len;
+            }
+        }
+    }
+
+    fn bytes(self, heap: &[u8]) -> &[u8] {
+        &heap[self.range(heap)]
+    }
+
+    fn to_le_bytes(self) -> [u8; 4] {
+        self.0.to_le_bytes()
     }
 }
 
-/// Digests of a file's blocks: those of most files take no memory of their own.
-pub(crate) type Digests = SmallVec<[u64; 2]>;
+/// How many bytes a length takes.
+fn width(len: usize) -> usize {
+    (usize::BITS - len.leading_zeros()).div_ceil(7).max(1) as usize
+}
+
+/// Writes a length into as many bytes as `place` has: at least its [`width`].
+fn put_length(place: &mut [u8], len: usize) {
+    let last = place.len() - 1;
+    for (index, byte) in place.iter_mut().enumerate() {
+        let more = if index < last { 0x80 } else { 0 };
+        *byte = (len >> (7 * index)) as u8 & 0x7f | more;
+    }
+}
+
+/// Appends a length.
+fn push_length(heap: &mut Vec<u8>, len: usize) {
+    let at = heap.len();
+    heap.resize(at + width(len), 0);
+    put_length(&mut heap[at..], len);
+}
+
+/// Appends `bytes`.
+fn push_text(heap: &mut Vec<u8>, bytes: &[u8]) -> Text {
+    if bytes.is_empty() {
+        return Text::default();
+    }
+    let at = heap.len();
+    push_length(heap, bytes.len());
+    heap.extend_from_slice(bytes);
+    Text(at as u32)
+}
+
+/// Bytes of an entry in a directory's listing: the numbers of its node and of its name.
+const ENTRY: usize = 8;
 
 /// One inode of a source. There may be millions: what is seldom there is elsewhere, or small.
 pub(crate) struct Node {
@@ -115,7 +163,7 @@ pub(crate) struct Node {
 }
 
 // What each file takes (docs/benchmarks.md) is to grow on purpose only.
-const _: () = assert!(size_of::<Node>() <= 176 && size_of::<Marks>() <= 104);
+const _: () = assert!(size_of::<Node>() <= 144 && size_of::<Marks>() <= 104);
 
 impl Node {
     pub(crate) fn kind(&self) -> FileType {
@@ -183,7 +231,7 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new() -> Tree {
-        Tree { nodes: Vec::new(), heap: Vec::new(), fixed: false, garbage: 0 }
+        Tree { nodes: Vec::new(), heap: vec![0], fixed: false, garbage: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -208,10 +256,10 @@ impl Tree {
 
     /// Makes room for what a freeze may find, and allocates nothing from then on.
     pub(crate) fn fix(&mut self) {
-        let longest =
-            self.nodes.iter().filter(|n| n.is_directory()).map(|n| n.content.len).max().unwrap_or(0);
+        let directories = self.nodes.iter().filter(|n| n.is_directory());
+        let longest = directories.map(|n| self.text(n.content).len()).max().unwrap_or(0);
         self.nodes.reserve(FREEZE_NODES);
-        self.heap.reserve(FREEZE_HEAP + 2 * longest as usize);
+        self.heap.reserve(FREEZE_HEAP + 2 * longest);
         self.fixed = true;
     }
 
@@ -233,7 +281,7 @@ impl Tree {
     }
 
     pub(crate) fn text(&self, text: Text) -> &[u8] {
-        &self.heap[text.range()]
+        text.bytes(&self.heap)
     }
 
     pub(crate) fn name(&self, text: Text) -> Name {
@@ -242,10 +290,8 @@ impl Tree {
 
     /// Puts `bytes` on the heap.
     pub(crate) fn store(&mut self, bytes: &[u8]) -> Result<Text, NoRoom> {
-        self.room(bytes.len())?;
-        let at = self.heap.len();
-        self.heap.extend_from_slice(bytes);
-        Ok(Text { at: at as u32, len: bytes.len() as u32 })
+        self.room(width(bytes.len()) + bytes.len())?;
+        Ok(push_text(&mut self.heap, bytes))
     }
 
     /// Has `fill` append to the heap, within its capacity while the tree is fixed, what takes the place of `old`. If it is
@@ -256,13 +302,20 @@ impl Tree {
         fill: impl FnOnce(&mut Vec<u8>, bool) -> Result<Range<usize>, Errno>,
     ) -> Result<Text, Errno> {
         let range = fill(&mut self.heap, self.fixed)?;
-        if self.heap[range.clone()] == self.heap[old.range()] {
+        let is_same = self.heap[range.clone()] == *self.text(old);
+        let width = width(range.len());
+        if is_same || self.room(width).is_err() {
             self.heap.truncate(range.start);
-            return Ok(old);
+            return if is_same { Ok(old) } else { Err(Errno::NOMEM) };
         }
-        let end = u32::try_from(range.end).map_err(|_| Errno::NOMEM)?;
-        self.garbage += old.len as usize;
-        Ok(Text { at: range.start as u32, len: end - range.start as u32 })
+        self.garbage += self.text(old).len();
+        if range.is_empty() {
+            return Ok(Text::default());
+        }
+        self.heap.resize(range.end + width, 0);
+        self.heap.copy_within(range.clone(), range.start + width);
+        put_length(&mut self.heap[range.start..range.start + width], range.len());
+        Ok(Text(range.start as u32))
     }
 
     fn room(&self, bytes: usize) -> Result<(), NoRoom> {
@@ -276,12 +329,15 @@ impl Tree {
         directory: NodeId,
         entries: &[(NodeId, Text)],
     ) -> Result<(), NoRoom> {
-        self.room(entries.len() * 12)?;
-        let start = self.heap.len();
+        let len = entries.len() * ENTRY;
+        self.room(width(len) + len)?;
+        let content = if len == 0 { Text::default() } else { Text(self.heap.len() as u32) };
+        if len != 0 {
+            push_length(&mut self.heap, len);
+        }
         for (id, name) in entries {
             self.heap.extend_from_slice(&id.to_le_bytes());
-            self.heap.extend_from_slice(&name.at.to_le_bytes());
-            self.heap.extend_from_slice(&name.len.to_le_bytes());
+            self.heap.extend_from_slice(&name.to_le_bytes());
         }
         let pair = self.node(directory).pair;
         for &(id, name) in entries {
@@ -290,12 +346,8 @@ impl Tree {
             node.name = name;
             node.pair = pair;
         }
-        let len = self.heap.len() - start;
-        let old = std::mem::replace(
-            &mut self.node_mut(directory).content,
-            Text { at: start as u32, len: len as u32 },
-        );
-        self.garbage += old.len as usize * 3;
+        let old = std::mem::replace(&mut self.node_mut(directory).content, content);
+        self.garbage += self.text(old).len() * 3;
         Ok(())
     }
 
@@ -304,14 +356,14 @@ impl Tree {
         if !self.node(directory).is_directory() {
             return 0;
         }
-        self.node(directory).content.len as usize / 12
+        self.text(self.node(directory).content).len() / ENTRY
     }
 
     /// One entry of a directory.
     pub(crate) fn entry(&self, directory: NodeId, index: usize) -> (NodeId, Text) {
-        let at = self.node(directory).content.at as usize + index * 12;
-        let entry = &self.heap[at..at + 12];
-        (word(entry, 0), Text { at: word(entry, 1), len: word(entry, 2) })
+        let listing = self.text(self.node(directory).content);
+        let entry = &listing[index * ENTRY..(index + 1) * ENTRY];
+        (word(entry, 0), Text(word(entry, 1)))
     }
 
     /// Takes the entry `name` out of a directory's listing, if it is there.
@@ -320,9 +372,10 @@ impl Tree {
         let found = (0..count).find(|&index| self.text(self.entry(directory, index).1) == name.as_bytes());
         if let Some(index) = found {
             let content = self.node(directory).content;
-            let (at, end) = (content.at as usize + index * 12, content.range().end);
-            self.heap.copy_within(at + 12..end, at);
-            self.node_mut(directory).content.len -= 12;
+            let range = content.range(&self.heap);
+            let at = range.start + index * ENTRY;
+            self.heap.copy_within(at + ENTRY..range.end, at);
+            put_length(&mut self.heap[content.0 as usize..range.start], range.len() - ENTRY);
         }
     }
 
@@ -374,7 +427,7 @@ impl Tree {
             if parent == NO_NODE {
                 break;
             }
-            len += name.len as usize + 1;
+            len += self.text(name).len() + 1;
             at = parent;
             steps += 1;
             if steps > self.nodes.len() {
@@ -397,8 +450,9 @@ impl Tree {
             if end != len {
                 buffer[end - 1] = b'/';
             }
-            let start = end - 1 - name.len as usize;
-            buffer[start..end - 1].copy_from_slice(self.text(name));
+            let name = self.text(name);
+            let start = end - 1 - name.len();
+            buffer[start..end - 1].copy_from_slice(name);
             end = start;
             at = parent;
         }
@@ -425,28 +479,25 @@ impl Tree {
         }
         let old = std::mem::take(&mut self.heap);
         let mut heap: Vec<u8> = Vec::with_capacity(old.len() / 2);
-        let mut keep = |bytes: &[u8]| {
-            let text = Text { at: heap.len() as u32, len: bytes.len() as u32 };
-            heap.extend_from_slice(bytes);
-            text
-        };
+        heap.push(0);
+        let mut keep = |text: Text| push_text(&mut heap, text.bytes(&old));
         for node in &mut self.nodes {
-            node.name = keep(&old[node.name.range()]);
-            node.xattrs = keep(&old[node.xattrs.range()]);
+            node.name = keep(node.name);
+            node.xattrs = keep(node.xattrs);
             if let Placed::In(parent, name) = node.placed {
-                node.placed = Placed::In(parent, keep(&old[name.range()]));
+                node.placed = Placed::In(parent, keep(name));
             }
             if !node.is_directory() {
-                node.content = keep(&old[node.content.range()]);
-                continue;
+                node.content = keep(node.content);
             }
-            let mut listing = old[node.content.range()].to_vec();
-            for entry in listing.chunks_exact_mut(12) {
-                let name = keep(&old[Text { at: word(entry, 1), len: word(entry, 2) }.range()]);
-                entry[4..8].copy_from_slice(&name.at.to_le_bytes());
-                entry[8..].copy_from_slice(&name.len.to_le_bytes());
+        }
+        for node in self.nodes.iter_mut().filter(|node| node.is_directory()) {
+            let mut listing = node.content.bytes(&old).to_vec();
+            for entry in listing.chunks_exact_mut(ENTRY) {
+                let name = push_text(&mut heap, Text(word(entry, 1)).bytes(&old));
+                entry[4..].copy_from_slice(&name.to_le_bytes());
             }
-            node.content = keep(&listing);
+            node.content = push_text(&mut heap, &listing);
         }
         self.heap = heap;
         self.garbage = 0;
@@ -462,6 +513,8 @@ fn word(entry: &[u8], index: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{AtFlags, CWD, statx};
+
     use super::*;
 
     fn store_again(tree: &mut Tree, old: Text, bytes: &[u8]) -> Text {
@@ -471,6 +524,63 @@ mod tests {
             Ok(at..heap.len())
         };
         tree.store_again(old, fill).expect("room")
+    }
+
+    #[test]
+    fn a_text_may_be_of_any_length() {
+        let mut tree = Tree::new();
+        for len in [0, 1, 127, 128, 255, 16_383, 16_384, 3 << 20] {
+            let bytes = vec![len as u8 | 1; len];
+            let (stored, read) =
+                (tree.store(&bytes).expect("room"), store_again(&mut tree, Text::default(), &bytes));
+            assert!(tree.text(stored) == bytes && tree.text(read) == bytes, "{len} bytes");
+        }
+    }
+
+    /// A directory of `entries` files, each named after the number of its node.
+    fn directory(entries: u32) -> Tree {
+        let mut tree = Tree::new();
+        let ledger = Box::leak(Box::new(crate::extents::Ledger::new()));
+        let found = statx(CWD, c"/", AtFlags::empty(), Attributes::WANTED);
+        let attributes = Attributes::from_statx(&found.expect("the root"));
+        for ino in 0..=entries {
+            let marks = ledger.watch(1, ino.into()).expect("memory");
+            let name = tree.store(ino.to_string().as_bytes()).expect("room");
+            let parent = if ino == 0 { NO_NODE } else { 0 };
+            let mut attributes = attributes;
+            if ino != 0 {
+                attributes.kind = FileType::RegularFile;
+            }
+            tree.add(crate::walk::new_node(marks, attributes, 0, parent, name, 0)).expect("room");
+        }
+        let listing: Vec<_> = (1..=entries).map(|id| (id, tree.node(id).name)).collect();
+        tree.finish_listing(0, &listing).expect("room");
+        tree
+    }
+
+    fn listed(tree: &Tree) -> Vec<(NodeId, Vec<u8>)> {
+        let entry = |index| tree.entry(0, index);
+        (0..tree.entries(0)).map(entry).map(|(id, name)| (id, tree.text(name).to_vec())).collect()
+    }
+
+    #[test]
+    fn entries_are_taken_out_of_listings_and_names_survive_the_moving_of_the_heap() {
+        let mut tree = directory(300);
+        let mut expected: Vec<_> = (1..=300u32).map(|id| (id, id.to_string().into_bytes())).collect();
+        assert_eq!(listed(&tree), expected);
+        for gone in [1u32, 300, 150].into_iter().chain(2..=149).chain(151..290) {
+            tree.remove_entry(0, &Name::new(gone.to_string().as_bytes()).expect("short"));
+            expected.retain(|(id, _)| *id != gone);
+            assert_eq!(listed(&tree), expected);
+        }
+        tree.store(&vec![b'x'; 20 << 20]).expect("room");
+        tree.garbage += 20 << 20;
+        let before = tree.heap.len();
+        tree.compact();
+        assert!(tree.heap.len() < before / 2, "nothing was given back");
+        assert_eq!(listed(&tree), expected);
+        let is_named = |id: NodeId| tree.text(tree.node(id).name) == id.to_string().as_bytes();
+        assert!((1..=300).all(is_named), "a name is lost");
     }
 
     #[test]

@@ -304,9 +304,9 @@ impl Check {
         if entry.kind == Kind::File {
             differs("size", has.size.to_string(), entry.size.to_string());
         }
-        if let Some((major, minor)) = entry.device {
-            let device = |major, minor| format!("{major}:{minor}");
-            differs("device number", device(has.rdev.0, has.rdev.1), device(major, minor));
+        if let (Some(now), Some(then)) = (has.device(), entry.device) {
+            let device = |(major, minor)| format!("{major}:{minor}");
+            differs("device number", device(now), device(then));
         }
     }
 

@@ -12,6 +12,7 @@ use crate::backup::ManifestPlace;
 use crate::beneath;
 use crate::conductor::{Engine, Trouble};
 use crate::copier::{Fault, Finished, Job, Side, YOUTH, examine, on_destination, on_source};
+use crate::digests::Digests;
 use crate::error::{Error, Op, Result};
 use crate::extents;
 use crate::intercept::{device, stamp};
@@ -19,7 +20,7 @@ use crate::manifest::{INCOMPLETE_MARK, MANIFEST_NAME};
 use crate::registry::WATCH;
 use crate::session::Request;
 use crate::sys;
-use crate::tree::{Copy, Digests, NO_NODE, Name, Node, NodeId, Placed, Text};
+use crate::tree::{Copy, NO_NODE, Name, Node, NodeId, Placed, Text};
 
 const READ_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
@@ -569,7 +570,7 @@ impl Engine<'_> {
 }
 
 /// A node of which only its place is known.
-fn new_node(
+pub(crate) fn new_node(
     marks: &'static extents::Marks,
     attributes: Attributes,
     handle: u64,
@@ -600,7 +601,7 @@ fn new_node(
         content: Text::default(),
         xattrs: Text::default(),
         copied_size: 0,
-        digests: Digests::new(),
+        digests: Digests::default(),
         wanted: false,
     }
 }

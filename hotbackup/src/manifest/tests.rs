@@ -14,8 +14,7 @@ fn attributes(kind: FileType, size: u64) -> Attributes {
         mtime: Time { seconds: 1_700_000_000, nanoseconds: 5 },
         size,
         nlink: 1,
-        rdev: (8, 17),
-        allocated: 0,
+        room_or_device: 8 << 32 | 17,
     }
 }
 

@@ -149,7 +149,7 @@ fn line_of<'a>(entry: &Entry<'a>) -> EntryLine<'a> {
         mtime: attributes.mtime.to_string().into(),
         atime: attributes.atime.to_string().into(),
         target: entry.target.map(Name::of),
-        device: matches!(kind, Kind::Character | Kind::Block).then_some(attributes.rdev),
+        device: attributes.device(),
         group: entry.group,
         xattrs: (entry.xattrs != 0).then(|| format!("{:016x}", entry.xattrs).into()),
         blocks: None,
