@@ -1,7 +1,7 @@
 //! What one inode still owes the destination.
 //!
-//! [`Marks`] is a bitmap of blocks, a tail (everything from an offset to the end of the file), and flags for
-//! attributes and directory entries. A hook marks after its call has returned; the engine clears a mark before it reads
+//! [`Marks`] is a bitmap of blocks and a tail (everything from an offset to the end of the file), which both are made with the
+//! first mark of bytes, and flags for attributes and directory entries. A hook marks after its call has returned; the engine clears a mark before it reads
 //! what is marked, so that a change during the read marks it again. Everything is done by unconditional atomic
 //! read-modify-writes in memory of our own: a signal handler may mark while its thread is marking.
 //!
@@ -39,6 +39,8 @@ pub(crate) const DATA: u32 = 1 << 5;
 pub(crate) const ENTRIES: u32 = 1 << 2;
 /// A stream of the C library that wrote the file was closed. Stays set for the session.
 pub(crate) const STREAM: u32 = 1 << 6;
+/// All bytes are marked, since there was no memory for saying which.
+const WHOLE: u32 = 1 << 7;
 /// The inode was marked at some time in this session: that it is young is explained.
 const MARKED: u32 = 1 << 3;
 
@@ -60,21 +62,29 @@ zeroed! {
         flags: AtomicU32,
         /// The engine's number for what this inode is now.
         node: AtomicU32,
-        first: AtomicU64,
-        /// The complement of the offset from which on everything is marked; 0 is no tail.
-        tail: AtomicU64,
         /// Twice the number of dirty blocks, plus one if they count for the lag.
         dirty: AtomicU64,
-        /// The dirty blocks among them that the tail stands for.
-        tail_dirty: AtomicU64,
+        /// Which bytes are marked; none if none ever were, as in most files.
+        bytes: AtomicRef<Bytes>,
         size: AtomicU64,
         mtime: AtomicI64,
         ctime: AtomicI64,
         /// Twice the generation of the cut that this inode was audited for, plus one if it was found changed.
         audited: AtomicU32,
-        leaves: AtomicRef<Root>,
         next: AtomicRef<Marks>,
         chain: AtomicRef<Marks>,
+    }
+}
+
+zeroed! {
+    /// Which bytes of one inode are marked.
+    struct Bytes {
+        first: AtomicU64,
+        /// The complement of the offset from which on everything is marked; 0 is no tail.
+        tail: AtomicU64,
+        /// The dirty blocks that the tail stands for.
+        tail_dirty: AtomicU64,
+        leaves: AtomicRef<Root>,
     }
 }
 
@@ -103,6 +113,8 @@ zeroed! {
 pub(crate) struct Ledger {
     #[cfg(not(loom))]
     pool: Pool,
+    #[cfg(loom)]
+    has_memory: bool,
     queue: AtomicRef<Marks>,
     lag_blocks: AtomicI64,
 }
@@ -115,7 +127,12 @@ impl Ledger {
 
     #[cfg(loom)]
     pub(crate) fn new() -> Ledger {
-        Ledger { queue: AtomicRef::none(), lag_blocks: AtomicI64::new(0) }
+        Ledger::with(true)
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn with(has_memory: bool) -> Ledger {
+        Ledger { has_memory, queue: AtomicRef::none(), lag_blocks: AtomicI64::new(0) }
     }
 
     /// Bytes that inodes already copied owe the destination.
@@ -178,15 +195,12 @@ impl Marks {
             ino: word(),
             flags: AtomicU32::new(0),
             node: AtomicU32::new(0),
-            first: word(),
-            tail: word(),
             dirty: word(),
-            tail_dirty: word(),
+            bytes: AtomicRef::none(),
             size: word(),
             mtime: AtomicI64::new(0),
             ctime: AtomicI64::new(0),
             audited: AtomicU32::new(0),
-            leaves: AtomicRef::none(),
             next: AtomicRef::none(),
             chain: AtomicRef::none(),
         }
@@ -289,11 +303,12 @@ impl Marks {
         if from >= to {
             return;
         }
+        let Some(bytes) = self.bytes_or_make(ledger) else { return self.mark_whole(ledger) };
         let (mut block, end) = (from / BLOCK, to.div_ceil(BLOCK));
         while block < end {
             let bit = block % 64;
             let count = (64 - bit).min(end - block);
-            let Some(word) = self.word(block, true, ledger) else {
+            let Some(word) = bytes.word(block, Some(ledger)) else {
                 return self.mark_tail(ledger, block * BLOCK, (end - block) * BLOCK);
             };
             let mask = (u64::MAX >> (64 - count)) << bit;
@@ -308,17 +323,29 @@ impl Marks {
     #[cfg(test)]
     pub(crate) fn mark_unqueued(&self, ledger: &Ledger, block: u64) {
         let mask = 1 << block;
-        let fresh = mask & !self.first.fetch_or(mask, Ordering::AcqRel);
+        let bytes = self.bytes_or_make(ledger).expect("memory");
+        let fresh = mask & !bytes.first.fetch_or(mask, Ordering::AcqRel);
         self.add_dirty(ledger, i64::from(fresh.count_ones()));
     }
 
     /// Marks everything from `from` to the end of the file; `len` bytes of it are new.
     pub(crate) fn mark_tail(&'static self, ledger: &Ledger, from: u64, len: u64) {
+        let Some(bytes) = self.bytes_or_make(ledger) else { return self.mark_whole(ledger) };
         let blocks = len.div_ceil(BLOCK).max(1);
         // `take_tail` goes the other way round, so that a tail that is owed always counts for the lag.
-        self.tail.fetch_max(!from, Ordering::AcqRel);
-        self.tail_dirty.fetch_add(blocks, Ordering::AcqRel);
+        bytes.tail.fetch_max(!from, Ordering::AcqRel);
+        bytes.tail_dirty.fetch_add(blocks, Ordering::AcqRel);
         self.add_dirty(ledger, blocks.cast_signed());
+        self.queue(ledger, DATA);
+    }
+
+    /// Marks everything without any memory. As with the tail, what is owed always counts for the lag.
+    #[cold]
+    fn mark_whole(&'static self, ledger: &Ledger) {
+        self.add_dirty(ledger, 1);
+        if self.flags.fetch_or(WHOLE, Ordering::AcqRel) & WHOLE != 0 {
+            self.add_dirty(ledger, -1);
+        }
         self.queue(ledger, DATA);
     }
 
@@ -359,21 +386,33 @@ impl Marks {
 
     /// Clears the tail mark and returns where it began.
     pub(crate) fn take_tail(&self, ledger: &Ledger) -> Option<u64> {
-        let blocks = self.tail_dirty.swap(0, Ordering::AcqRel);
-        let tail = self.tail.swap(0, Ordering::AcqRel);
-        self.add_dirty(ledger, -blocks.cast_signed());
-        (tail != 0).then_some(!tail)
+        let whole = self.take(WHOLE) != 0;
+        if whole {
+            self.add_dirty(ledger, -1);
+        }
+        let tail = self.bytes().map_or(0, |bytes| {
+            let blocks = bytes.tail_dirty.swap(0, Ordering::AcqRel);
+            let tail = bytes.tail.swap(0, Ordering::AcqRel);
+            self.add_dirty(ledger, -blocks.cast_signed());
+            tail
+        });
+        match tail {
+            _ if whole => Some(0),
+            0 => None,
+            tail => Some(!tail),
+        }
     }
 
     /// Clears the next run of marked blocks at or behind the byte `from` and before `limit`, at most `most` bytes long,
     /// and returns it.
     pub(crate) fn take_run(&self, ledger: &Ledger, from: u64, limit: u64, most: u64) -> Option<Range<u64>> {
+        let bytes = self.bytes()?;
         let end = limit.div_ceil(BLOCK);
-        let mut block = self.next_marked(from / BLOCK, end)?;
+        let mut block = bytes.next_marked(from / BLOCK, end)?;
         let start = block;
         let stop = end.min(start + (most / BLOCK).max(1));
         while block < stop {
-            let Some(word) = self.word(block, false, ledger) else {
+            let Some(word) = bytes.word(block, None) else {
                 break;
             };
             let bit = block % 64;
@@ -408,6 +447,21 @@ impl Marks {
 
     /// Whether data is marked at all.
     pub(crate) fn owes_data(&self) -> bool {
+        self.has(WHOLE) || self.bytes().is_some_and(Bytes::owe)
+    }
+
+    /// A mark that is not seen here, since what holds it is not, is in an inode that is yet to be queued.
+    fn bytes(&self) -> Option<&'static Bytes> {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    fn bytes_or_make(&self, ledger: &Ledger) -> Option<&'static Bytes> {
+        self.bytes().or_else(|| get_or_make(&self.bytes, ledger))
+    }
+}
+
+impl Bytes {
+    fn owe(&self) -> bool {
         self.tail.load(Ordering::Acquire) != 0 || self.next_marked(0, u64::MAX / BLOCK).is_some()
     }
 
@@ -420,7 +474,7 @@ impl Marks {
                     return None;
                 }
             }
-            let set = self.existing_word(block).map_or(0, |w| w.load(Ordering::Acquire)) >> (block % 64);
+            let set = self.word(block, None).map_or(0, |w| w.load(Ordering::Acquire)) >> (block % 64);
             if set != 0 {
                 block += u64::from(set.trailing_zeros());
                 return (block < end).then_some(block);
@@ -432,12 +486,8 @@ impl Marks {
 }
 
 #[cfg(loom)]
-impl Marks {
-    fn word(&self, block: u64, _make: bool, _ledger: &Ledger) -> Option<&AtomicU64> {
-        self.existing_word(block)
-    }
-
-    fn existing_word(&self, block: u64) -> Option<&AtomicU64> {
+impl Bytes {
+    fn word(&self, block: u64, _make: Option<&Ledger>) -> Option<&AtomicU64> {
         (block < FIRST).then_some(&self.first)
     }
 
@@ -447,31 +497,21 @@ impl Marks {
 }
 
 #[cfg(not(loom))]
-impl Marks {
-    /// The word that holds the mark of `block`; made if it is missing and `make` says so. `None` without memory, or
-    /// beyond what leaves cover.
-    fn word(&self, block: u64, make: bool, ledger: &Ledger) -> Option<&AtomicU64> {
+impl Bytes {
+    /// The word that holds the mark of `block`; made if it is missing and there is a ledger to `make` it from. `None` without
+    /// memory, or beyond what leaves cover.
+    fn word(&self, block: u64, make: Option<&Ledger>) -> Option<&AtomicU64> {
         if block < FIRST {
             return Some(&self.first);
         }
         let (leaf, within) = (block / LEAF_BLOCKS, block % LEAF_BLOCKS);
-        let root = self.root(leaf / ROOT_LEAVES as u64, make.then_some(ledger))?;
+        let root = self.root(leaf / ROOT_LEAVES as u64, make)?;
         let place = &root.leaves[(leaf % ROOT_LEAVES as u64) as usize];
-        let leaf = match place.load(Ordering::Acquire) {
-            Some(leaf) => leaf,
-            None if make => get_or_make(place, ledger)?,
-            None => return None,
+        let leaf = match (place.load(Ordering::Acquire), make) {
+            (Some(leaf), _) => leaf,
+            (None, Some(ledger)) => get_or_make(place, ledger)?,
+            (None, None) => return None,
         };
-        Some(&leaf[(within / 64) as usize])
-    }
-
-    fn existing_word(&self, block: u64) -> Option<&AtomicU64> {
-        if block < FIRST {
-            return Some(&self.first);
-        }
-        let (leaf, within) = (block / LEAF_BLOCKS, block % LEAF_BLOCKS);
-        let root = self.root(leaf / ROOT_LEAVES as u64, None)?;
-        let leaf = root.leaves[(leaf % ROOT_LEAVES as u64) as usize].load(Ordering::Acquire)?;
         Some(&leaf[(within / 64) as usize])
     }
 
@@ -516,6 +556,20 @@ impl Marks {
 #[cfg(not(loom))]
 fn get_or_make<T: Zeroed>(place: &AtomicRef<T>, ledger: &Ledger) -> Option<&'static T> {
     let fresh = ledger.pool.one::<T>()?;
+    match place.replace(None, Some(fresh)) {
+        Ok(()) => Some(fresh),
+        Err(winner) => winner,
+    }
+}
+
+#[cfg(loom)]
+fn get_or_make(place: &AtomicRef<Bytes>, ledger: &Ledger) -> Option<&'static Bytes> {
+    if !ledger.has_memory {
+        return None;
+    }
+    let word = || AtomicU64::new(0);
+    let fresh = Bytes { first: word(), tail: word(), tail_dirty: word(), leaves: AtomicRef::none() };
+    let fresh: &'static Bytes = Box::leak(Box::new(fresh));
     match place.replace(None, Some(fresh)) {
         Ok(()) => Some(fresh),
         Err(winner) => winner,

@@ -239,15 +239,39 @@ fn a_dirty_gigabyte_takes_34_kib() {
     assert_eq!(ledger.pool().used() - before, used);
 }
 
+/// Takes all memory that there is.
+fn exhaust(ledger: &Ledger) {
+    while ledger.pool().one::<[AtomicU64; 1 << 19]>().is_some() {}
+}
+
 #[test]
 fn without_memory_the_rest_of_the_file_is_dirty() {
     let ledger = ledger();
     let marks = file(ledger);
-    while ledger.pool().one::<[AtomicU64; 1 << 19]>().is_some() {}
+    mark_blocks(marks, ledger, 5..6);
+    exhaust(ledger);
     mark_blocks(marks, ledger, 60..200);
-    assert_eq!(take_all(marks, ledger), [60..64]);
+    assert_eq!(take_all(marks, ledger), [5..6, 60..64]);
     assert_eq!(ledger.lag(), 136 * BLOCK);
     assert_eq!(marks.take_tail(ledger), Some(64 * BLOCK));
+    assert_eq!(ledger.lag(), 0);
+}
+
+#[test]
+fn without_memory_a_file_that_was_never_marked_is_dirty_as_a_whole() {
+    for mark in [Marks::mark_range, Marks::mark_tail] {
+        let ledger = ledger();
+        let marks = file(ledger);
+        exhaust(ledger);
+        for _ in 0..2 {
+            mark(marks, ledger, 9 * BLOCK, 10 * BLOCK);
+        }
+        assert!(marks.owes_data() && marks.owes_lag());
+        assert_eq!((ledger.lag(), queued(ledger)), (BLOCK, vec![2]));
+        assert_eq!(marks.take_tail(ledger), Some(0));
+        assert!(!marks.owes_data() && !marks.owes_lag());
+        assert_eq!((ledger.lag(), marks.take_tail(ledger)), (0, None));
+    }
 }
 
 /// A plain model of one file's marks.

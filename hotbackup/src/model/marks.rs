@@ -181,6 +181,31 @@ fn two_copiers_without_a_claim_are_found() {
     two_copiers(false);
 }
 
+/// The first marks of a file: what holds them is made by whoever comes first, or there is no memory for it.
+fn first_marks(has_memory: bool) {
+    check(3, move || {
+        let (ledger, file) = (forever(Ledger::with(has_memory)), File::new());
+        file.marks.count_for_lag(ledger);
+        let host = thread::spawn(move || file.write(ledger, 0, 1));
+        let other = thread::spawn(move || file.append(ledger, 1, 1));
+        drain(ledger, &[file], true);
+        host.join().expect("the host's thread runs to its end");
+        other.join().expect("the host's other thread runs to its end");
+        assert!(ledger.lag() > 0 || !file.marks.owes_data());
+        assert_drained(ledger, &[file]);
+    });
+}
+
+#[test]
+fn the_first_marks_of_a_file_lose_nothing() {
+    first_marks(true);
+}
+
+#[test]
+fn marks_without_memory_lose_nothing() {
+    first_marks(false);
+}
+
 #[test]
 fn tail_marks_lose_nothing() {
     check(3, || {
