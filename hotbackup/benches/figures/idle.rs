@@ -77,7 +77,7 @@ pub fn idle() -> Done {
         )?;
         let figure = Figure::new("idle", name(case), "ns", seen[0].clone(), ("not preloaded", &seen[1]));
         note(figure.target(Target::AddedAtMost(target)))?;
-        if call.ends_with("write") {
+        if call.ends_with("write") || call == "open" {
             let what = format!("{}, an empty wrapper", name(case));
             let figure = Figure::new("idle", what, "ns", seen[2].clone(), ("not preloaded", &seen[1]));
             note(figure.target(Target::AddedAtMost(target)))?;
