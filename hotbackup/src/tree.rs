@@ -95,22 +95,22 @@ fn put_length(place: &mut [u8], len: usize) {
     }
 }
 
-/// Appends a length.
-fn push_length(heap: &mut Vec<u8>, len: usize) {
+/// Appends the length of a text, whose bytes are to follow.
+fn begin_text(heap: &mut Vec<u8>, len: usize) -> Text {
+    if len == 0 {
+        return Text::default();
+    }
     let at = heap.len();
     heap.resize(at + width(len), 0);
     put_length(&mut heap[at..], len);
+    Text(at as u32)
 }
 
 /// Appends `bytes`.
 fn push_text(heap: &mut Vec<u8>, bytes: &[u8]) -> Text {
-    if bytes.is_empty() {
-        return Text::default();
-    }
-    let at = heap.len();
-    push_length(heap, bytes.len());
+    let text = begin_text(heap, bytes.len());
     heap.extend_from_slice(bytes);
-    Text(at as u32)
+    text
 }
 
 /// Bytes of an entry in a directory's listing: the numbers of its node and of its name.
@@ -302,16 +302,22 @@ impl Tree {
         fill: impl FnOnce(&mut Vec<u8>, bool) -> Result<Range<usize>, Errno>,
     ) -> Result<Text, Errno> {
         let range = fill(&mut self.heap, self.fixed)?;
-        let is_same = self.heap[range.clone()] == *self.text(old);
-        let width = width(range.len());
-        if is_same || self.room(width).is_err() {
+        if self.heap[range.clone()] == *self.text(old) {
             self.heap.truncate(range.start);
-            return if is_same { Ok(old) } else { Err(Errno::NOMEM) };
+            return Ok(old);
         }
-        self.garbage += self.text(old).len();
+        let garbage = self.garbage + self.text(old).len();
         if range.is_empty() {
+            self.garbage = garbage;
             return Ok(Text::default());
         }
+        let width = width(range.len());
+        if self.room(width).is_err() {
+            self.heap.truncate(range.start);
+            return Err(Errno::NOMEM);
+        }
+        self.garbage = garbage;
+        // The length goes before what is there.
         self.heap.resize(range.end + width, 0);
         self.heap.copy_within(range.clone(), range.start + width);
         put_length(&mut self.heap[range.start..range.start + width], range.len());
@@ -331,10 +337,7 @@ impl Tree {
     ) -> Result<(), NoRoom> {
         let len = entries.len() * ENTRY;
         self.room(width(len) + len)?;
-        let content = if len == 0 { Text::default() } else { Text(self.heap.len() as u32) };
-        if len != 0 {
-            push_length(&mut self.heap, len);
-        }
+        let content = begin_text(&mut self.heap, len);
         for (id, name) in entries {
             self.heap.extend_from_slice(&id.to_le_bytes());
             self.heap.extend_from_slice(&name.to_le_bytes());
@@ -537,6 +540,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_fixed_tree_has_no_room_for_more_than_it_has_reserved() {
+        let mut tree = Tree::new();
+        let first = store_again(&mut tree, Text::default(), b"user.x=1");
+        let left = b"user.x=2".len();
+        tree.heap.reserve(left);
+        while tree.heap.capacity() - tree.heap.len() > left {
+            tree.heap.push(0);
+        }
+        tree.fixed = true;
+        let (before, capacity) = (tree.heap.clone(), tree.heap.capacity());
+        let read = |heap: &mut Vec<u8>, bytes: &[u8]| {
+            let at = heap.len();
+            heap.extend_from_slice(bytes);
+            Ok(at..heap.len())
+        };
+        // The bytes fit, their length does not.
+        let stored = tree.store_again(first, |heap, _| read(heap, b"user.x=2"));
+        assert_eq!(stored, Err(Errno::NOMEM));
+        assert!(tree.store(b"user.x=2").is_err());
+        assert_eq!((&tree.heap, tree.heap.capacity(), tree.garbage), (&before, capacity, 0));
+        assert_eq!(tree.store_again(first, |heap, _| read(heap, b"user.x=1")), Ok(first));
+        assert_eq!(tree.store_again(first, |heap, _| read(heap, b"")), Ok(Text::default()));
+        assert_eq!((&tree.heap, tree.heap.capacity()), (&before, capacity));
+    }
+
     /// A directory of `entries` files, each named after the number of its node.
     fn directory(entries: u32) -> Tree {
         let mut tree = Tree::new();
@@ -573,6 +602,11 @@ mod tests {
             expected.retain(|(id, _)| *id != gone);
             assert_eq!(listed(&tree), expected);
         }
+        let [target, place] =
+            ["a target", "an old name"].map(|text| tree.store(text.as_bytes()).expect("room"));
+        let xattrs = store_again(&mut tree, Text::default(), b"user.x=1");
+        let node = tree.node_mut(5);
+        (node.content, node.xattrs, node.placed) = (target, xattrs, Placed::In(0, place));
         tree.store(&vec![b'x'; 20 << 20]).expect("room");
         tree.garbage += 20 << 20;
         let before = tree.heap.len();
@@ -581,6 +615,11 @@ mod tests {
         assert_eq!(listed(&tree), expected);
         let is_named = |id: NodeId| tree.text(tree.node(id).name) == id.to_string().as_bytes();
         assert!((1..=300).all(is_named), "a name is lost");
+        let node = tree.node(5);
+        let Placed::In(0, place) = node.placed else { panic!("{:?}", node.placed) };
+        let kept = [node.content, node.xattrs, place].map(|text| tree.text(text));
+        assert_eq!(kept, [&b"a target"[..], b"user.x=1", b"an old name"]);
+        assert_eq!(tree.text(tree.node(6).xattrs), b"");
     }
 
     #[test]

@@ -304,9 +304,11 @@ impl Check {
         if entry.kind == Kind::File {
             differs("size", has.size.to_string(), entry.size.to_string());
         }
-        if let (Some(now), Some(then)) = (has.device(), entry.device) {
-            let device = |(major, minor)| format!("{major}:{minor}");
-            differs("device number", device(now), device(then));
+        if entry.device.is_some() {
+            let number = |device: Option<(u32, u32)>| {
+                device.map_or("none".to_owned(), |(major, minor)| format!("{major}:{minor}"))
+            };
+            differs("device number", number(has.device()), number(entry.device));
         }
     }
 

@@ -217,6 +217,26 @@ fn links_and_kinds_are_compared() {
     );
 }
 
+#[test]
+fn a_device_node_with_another_number_is_named() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let sample = Sample::new();
+    let node = |major, minor| {
+        let (mode, number) = (Mode::from_raw_mode(0o600), rustix::fs::makedev(major, minor));
+        rustix::fs::mknodat(CWD, sample.path("node"), FileType::CharacterDevice, mode, number)
+            .expect("mknod");
+    };
+    node(1, 3);
+    sample.write_manifest();
+    assert_eq!(sample.differences(), [""; 0]);
+    fs::remove_file(sample.path("node")).expect("removed");
+    node(1, 70_000);
+    let number = "node: device number is 1:70000 instead of 1:3".to_owned();
+    assert!(sample.differences().contains(&number), "{:?}", sample.differences());
+}
+
 /// A pipe or a link in the place of a file or directory neither makes us wait nor leads us elsewhere.
 #[test]
 fn pipes_and_links_in_the_way_are_named_and_not_followed() {

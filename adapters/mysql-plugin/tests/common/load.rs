@@ -268,8 +268,8 @@ pub fn check(product: &Product, connection: &mut Conn, least: u64, most: u64) {
         type Row = (String, String, String, String);
         let rows: Vec<Row> = connection.query(format!("CHECK TABLE bank.{table}")).expect("checked");
         let last = rows.last().expect("an answer");
-        // The cut came between this table's `DISCARD TABLESPACE` and its `DROP TABLE`.
-        if table.starts_with('e') && rows.iter().any(|row| row.3.contains(" discarded for table")) {
+        // The cut came between the `DISCARD TABLESPACE` and the `DROP TABLE` that only such tables get, in `peers.rs`.
+        if table.starts_with("ee") && rows.iter().any(|row| row.3.contains(" discarded for table")) {
             continue;
         }
         assert_eq!((&*last.2, &*last.3), ("status", "OK"), "{rows:?}");
